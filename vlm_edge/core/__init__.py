@@ -1,0 +1,1 @@
+"""Specifications, bundles, strict loading and contracts: standard library, pydantic and PyYAML only."""

@@ -1,0 +1,256 @@
+"""The bundle: a folder with a manifest that names every file, its size and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, ClassVar
+
+from vlm_edge.core.load import load_file, to_plain
+from vlm_edge.core.specs import ModelSpec
+from vlm_edge.errors import DamagedBundle
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_STRICT = {"extra": "forbid"}
+_REBUILD = "build the bundle again, or copy it again from its source"
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """One file of a bundle: `path` is relative with forward slashes; `role` is what it is, `target` for which device."""
+
+    path: str
+    sha256: str
+    bytes: int
+    role: str = "file"
+    target: str = "any"
+    dtype: str = ""
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the bundle was planned for; the runtime refuses more."""
+
+    max_tiles: int
+    max_model_len: int
+    max_pixels: int = 400_000_000
+    max_images: int = 1
+    batch_size: int = 1
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+
+@dataclass(frozen=True)
+class RunDefaults:
+    """How `run` behaves without options."""
+
+    tiling: str = "auto"
+    reduce: str = "none"
+    threshold: float = 0.95
+    keep: float = 0.5
+    max_new_tokens: int = 64
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """A component's exported graph against its reference: the measured value and the limit that it kept."""
+
+    component: str
+    metric: str
+    value: float
+    limit: float
+    ok: bool
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. `self_sha256` is the hash of this record with that field empty."""
+
+    schema_version: int
+    name: str
+    source: dict[str, str]
+    tools: dict[str, str]
+    model: ModelSpec
+    limits: Limits
+    defaults: RunDefaults
+    artifacts: tuple[ArtifactRef, ...]
+    parity: tuple[ParityResult, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    self_sha256: str = ""
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    def sealed(self) -> Manifest:
+        """The same record with its own hash filled in."""
+        return replace(self, self_sha256=self.digest())
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of everything but `self_sha256`."""
+        plain = to_plain(replace(self, self_sha256=""))
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose manifest has been read and whose files all exist with the right size."""
+
+    root: Path
+    manifest: Manifest
+
+    def path(self, role: str, *, target: str = "any") -> Path:
+        """The file with a role for a target (or for any); raises DamagedBundle when the bundle has none."""
+        for artifact in self.manifest.artifacts:
+            if artifact.role == role and artifact.target in (target, "any"):
+                return self.root / artifact.path
+        raise DamagedBundle(f"bundle {self.manifest.name} has no {role} for {target}", remedy=f"vlm-edge export MODEL {self.root} --target {target}")
+
+    def targets(self) -> tuple[str, ...]:
+        """Devices that the bundle has a decoder for."""
+        return tuple(sorted({a.target for a in self.manifest.artifacts if a.role == "llm.graph"}))
+
+
+def open_bundle(root: Path) -> Bundle:
+    """Read a bundle's manifest and check schema, self-hash, paths and sizes; file hashes are `verify_hashes`' work.
+
+    Raises DamagedBundle.
+    """
+    if not root.is_dir():
+        raise DamagedBundle(f"bundle {root} is not a folder", remedy="name the folder that holds manifest.json")
+    path = root / MANIFEST
+    if not path.is_file():
+        partial = any(root.iterdir())
+        why = "was not finished: it has files but no manifest.json" if partial else "is empty"
+        raise DamagedBundle(f"bundle {root} {why}", remedy=_REBUILD)
+    _check_schema(path)
+    manifest = load_file(path, Manifest, error=DamagedBundle)
+    if manifest.self_sha256 != manifest.digest():
+        raise DamagedBundle(f"{path} was changed after it was written", remedy=_REBUILD)
+    for artifact in manifest.artifacts:
+        _check_file(root, artifact)
+    return Bundle(root, manifest)
+
+
+def _check_schema(path: Path) -> None:
+    """Name a newer schema as such before strict parsing trips over its new fields."""
+    try:
+        version = json.loads(path.read_text("utf-8"))["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as cause:
+        raise DamagedBundle(f"{path} is not a manifest: {cause}", remedy=_REBUILD) from cause
+    if version != SCHEMA_VERSION:
+        remedy = "install a newer vlm-edge" if isinstance(version, int) and version > SCHEMA_VERSION else _REBUILD
+        raise DamagedBundle(f"{path} has schema {version!r}; this vlm-edge reads {SCHEMA_VERSION}", remedy=remedy)
+
+
+def _check_file(root: Path, artifact: ArtifactRef) -> None:
+    relative = PurePosixPath(artifact.path)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in artifact.path or "\0" in artifact.path or not relative.parts:
+        raise DamagedBundle(f"manifest names a path outside the bundle: {artifact.path!r}", remedy="do not use this bundle")
+    path = root / relative
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+        size = path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError, RuntimeError) as cause:
+        raise DamagedBundle(f"{artifact.path!r} cannot be read: {cause}", remedy=_REBUILD) from cause
+    if not inside:
+        raise DamagedBundle(f"{artifact.path} links to a file outside the bundle", remedy="do not use this bundle")
+    if size is None:
+        raise DamagedBundle(f"{artifact.path} is missing from bundle {root}", remedy=_REBUILD)
+    if size != artifact.bytes:
+        raise DamagedBundle(f"{artifact.path} has {size} bytes, the manifest says {artifact.bytes}", remedy=_REBUILD)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_hashes(bundle: Bundle, *, force: bool = False) -> None:
+    """Check every file's SHA-256, once per machine: results are remembered by path, size, mtime and manifest hash.
+
+    force: hash again whatever is remembered.  Raises DamagedBundle for the first file that differs.
+    """
+    stamp = _stamp(bundle)
+    if not force and stamp in _remembered():
+        return
+    for artifact in bundle.manifest.artifacts:
+        if hash_file(bundle.root / artifact.path) != artifact.sha256:
+            raise DamagedBundle(f"{artifact.path} differs from what was written: its SHA-256 is wrong", remedy=_REBUILD)
+    _remember(stamp)
+
+
+def _stamp(bundle: Bundle) -> str:
+    parts = [str(bundle.root.resolve()), bundle.manifest.self_sha256]
+    for artifact in bundle.manifest.artifacts:
+        status = (bundle.root / artifact.path).stat()
+        parts += [artifact.path, str(status.st_size), str(status.st_mtime_ns)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _cache_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "vlm-edge" / "verified"
+
+
+def _remembered() -> set[str]:
+    try:
+        return set(_cache_file().read_text("ascii").split())
+    except (OSError, UnicodeDecodeError, RuntimeError):
+        return set()
+
+
+def _remember(stamp: str) -> None:
+    """Append a stamp; a machine whose cache folder cannot be written hashes every time."""
+    try:
+        path = _cache_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="ascii") as stream:
+            stream.write(stamp + "\n")
+    except (OSError, RuntimeError):
+        return
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream that becomes `path` only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def reference(root: Path, path: str, *, role: str = "file", target: str = "any", dtype: str = "") -> ArtifactRef:
+    """Size and hash of a finished file, for the manifest."""
+    full = root / path
+    return ArtifactRef(path, hash_file(full), full.stat().st_size, role, target, dtype)
+
+
+def write_manifest(root: Path, manifest: Manifest) -> Bundle:
+    """Seal the manifest and write it, last of all files."""
+    sealed = manifest.sealed()
+    with atomic_write(root / MANIFEST) as stream:
+        stream.write(json.dumps(to_plain(sealed), indent=1).encode() + b"\n")
+    return Bundle(root, sealed)
+
+
+def merge_artifacts(old: Sequence[ArtifactRef], new: Sequence[ArtifactRef]) -> tuple[ArtifactRef, ...]:
+    """`old` with every path that `new` names replaced, ordered by path."""
+    merged = {artifact.path: artifact for artifact in (*old, *new)}
+    return tuple(merged[path] for path in sorted(merged))

@@ -1,0 +1,37 @@
+"""Families and backends are found by folder name; there is no table to edit."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from typing import cast
+
+from vlm_edge.core.contracts import Backend, VlmFamily
+from vlm_edge.errors import BadInput
+
+
+def names(package: str) -> list[str]:
+    """Folder names under `vlm_edge.models` or `vlm_edge.backends`."""
+    module = importlib.import_module(f"vlm_edge.{package}")
+    return sorted(found.name for found in pkgutil.iter_modules(module.__path__) if found.ispkg)
+
+
+def family(name: str) -> VlmFamily:
+    """The family in vlm_edge/models/<name>; raises BadInput for a name without a folder."""
+    _check("models", name, "model family")
+    return cast(VlmFamily, importlib.import_module(f"vlm_edge.models.{name}").FAMILY)
+
+
+def backend(name: str) -> Backend:
+    """The backend in vlm_edge/backends/<name>; raises BadInput for a name without a folder."""
+    _check("backends", name, "backend")
+    return cast(Backend, importlib.import_module(f"vlm_edge.backends.{name}").BACKEND)
+
+
+def _check(package: str, name: str, what: str) -> None:
+    known = names(package)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+        raise BadInput(f"there is no {what} {name!r}", remedy=hint)

@@ -1,0 +1,86 @@
+"""YAML or JSON -> a frozen dataclass. An unknown key is an error that names the nearest known one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from vlm_edge.errors import BadInput, VlmEdgeError
+
+T = TypeVar("T")
+MAX_FILE_BYTES = 64 << 20
+
+
+def load_file(path: Path, kind: type[T], *, error: type[VlmEdgeError] = BadInput) -> T:
+    """Read a .json, .yaml or .yml file as `kind`; raises `error` with file and field named."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise error(f"{path} is larger than any such file should be", remedy="check that this is the right file")
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"{path} cannot be read: {cause}", remedy="check the path and the file's permissions") from cause
+    return parse(parse_text(text, str(path), error=error), kind, str(path), error=error)
+
+
+def parse_text(text: str, name: str, *, error: type[VlmEdgeError] = BadInput) -> Any:
+    """JSON for names that end in .json, else YAML (safe subset)."""
+    try:
+        if name.endswith(".json"):
+            return json.loads(text)
+        import yaml
+
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{name} is not valid: {cause}", remedy="write the file again") from cause
+    except Exception as cause:
+        if type(cause).__module__.startswith("yaml"):
+            raise error(f"{name} is not valid YAML: {cause}", remedy="correct the file at that place") from cause
+        raise
+
+
+def parse(data: Any, kind: type[T], name: str, *, error: type[VlmEdgeError] = BadInput) -> T:
+    """Validate plain data as the dataclass `kind`; no coercion from text to numbers, no unknown keys."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        known = field_names(kind)
+        nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1) if first["loc"] else []
+        unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+        if unknown and nearest:
+            remedy = f"did you mean {nearest[0]!r}?"
+        else:
+            remedy = "remove the key" if unknown else "correct the field"
+        raise error(f"{name}: {where}: {first['msg'].lower()}", remedy=remedy) from cause
+    except (TypeError, ValueError, RecursionError) as cause:
+        raise error(f"{name} is not valid: {cause}", remedy="write the file again") from cause
+
+
+def field_names(kind: Any) -> list[str]:
+    """Names of all fields of a dataclass and of the dataclasses inside it."""
+    names: list[str] = []
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            names.append(field.name)
+            for inner in (hints[field.name], *get_args(hints[field.name])):
+                names += field_names(inner)
+    return names
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings -> what json.dumps takes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value

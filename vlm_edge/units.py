@@ -1,0 +1,35 @@
+"""Bytes are integers; this is the only place that turns text into bytes and bytes into text."""
+
+from __future__ import annotations
+
+import re
+
+from vlm_edge.errors import BadInput
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_FACTORS = {
+    "b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+}  # fmt: skip
+_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """`24GiB`, `512 MiB`, `1.5gb` (decimal) or a plain number of bytes -> bytes.
+
+    Raises BadInput for anything else, negative numbers included.
+    """
+    match = _PATTERN.fullmatch(text)
+    factor = _FACTORS.get(match[2].lower() or "b") if match else None
+    if match is None or factor is None:
+        raise BadInput(f"{text!r} is not an amount of memory", remedy="write it like 24GiB, 512MiB or 8GB")
+    return round(float(match[1]) * factor)
+
+
+def format_bytes(count: int) -> str:
+    """Bytes -> `22.4 GiB`, `512 MiB`, `1.5 KiB` or `17 B`: binary units, three figures at most."""
+    for name, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if abs(count) >= factor:
+            value = count / factor
+            return f"{value:.0f} {name}" if value >= 100 else f"{value:.1f} {name}"
+    return f"{count} B"
