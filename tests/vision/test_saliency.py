@@ -1,0 +1,86 @@
+"""Saliency against a double loop over cells, and what it promises about text and edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlm_edge.vision import saliency
+
+
+def slow_detail(gray: np.ndarray, cell_px: int) -> np.ndarray:
+    """Cell by cell, pixel by pixel; a pixel owns the step to its right and the step below it."""
+    height, width = gray.shape
+    out = np.zeros((-(-height // cell_px), -(-width // cell_px)))
+    for row in range(out.shape[0]):
+        for col in range(out.shape[1]):
+            right, below = [], []
+            for y in range(row * cell_px, min((row + 1) * cell_px, height)):
+                for x in range(col * cell_px, min((col + 1) * cell_px, width)):
+                    right.append(int(gray[y, x + 1]) - int(gray[y, x]) if x + 1 < width else 0)
+                    below.append(int(gray[y + 1, x]) - int(gray[y, x]) if y + 1 < height else 0)
+            lost = [sum(map(abs, steps)) - abs(sum(steps)) for steps in (right, below)]
+            out[row, col] = sum(lost) / cell_px**2
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9))
+def test_equals_a_double_loop(seed, height, width, cell_px):
+    gray = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+    got = saliency.detail(gray, cell_px=cell_px)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, slow_detail(gray, cell_px), rtol=1e-6)
+
+
+@pytest.mark.parametrize("extra_px", [-1, 0, 1, 5])
+def test_the_seams_between_strips_do_not_show(extra_px):
+    cell_px = 3
+    height = 2 * saliency.STRIP_CELLS * cell_px + extra_px
+    gray = np.random.default_rng(extra_px + 1).integers(0, 256, (height, 10), np.uint8)
+    np.testing.assert_allclose(saliency.detail(gray, cell_px=cell_px), slow_detail(gray, cell_px), rtol=1e-6)
+
+
+def test_the_height_of_a_strip_changes_nothing(monkeypatch):
+    gray = np.random.default_rng(0).integers(0, 256, (50, 33), np.uint8)
+    whole = saliency.detail(gray, cell_px=4)
+    monkeypatch.setattr(saliency, "STRIP_CELLS", 1)
+    assert np.array_equal(saliency.detail(gray, cell_px=4), whole)
+
+
+def test_a_flat_image_scores_nothing():
+    assert not saliency.detail(np.full((30, 50), 200, np.uint8), cell_px=8).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 255), st.integers(0, 255), st.integers(0, 20), st.booleans())
+def test_a_step_edge_scores_nothing_however_soft(at, low, high, ramp_px, across):
+    profile = np.interp(np.arange(60), [at, at + ramp_px + 0.5], [low, high])
+    gray = np.tile(profile.astype(np.uint8), (40, 1))
+    assert not saliency.detail(gray if across else gray.T, cell_px=8).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_negatives_mirrors_and_transposes_score_alike(seed):
+    gray = np.random.default_rng(seed).integers(0, 256, (32, 24), np.uint8)
+    score = saliency.detail(gray, cell_px=8)
+    np.testing.assert_array_equal(saliency.detail(255 - gray, cell_px=8), score)
+    np.testing.assert_array_equal(saliency.detail(np.ascontiguousarray(gray.T), cell_px=8), score.T)
+
+
+def test_strokes_outscore_the_edge_of_a_shape_of_the_same_contrast():
+    gray = np.full((64, 128), 255, np.uint8)
+    gray[:, 80:] = 0
+    gray[16:32, 8:40:4] = 0
+    score = saliency.detail(gray, cell_px=8)
+    assert score[2:4, 1:5].min() > 20
+    assert not score[:, 8:].any()
+
+
+def test_the_sums_of_a_large_cell_do_not_wrap():
+    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))
+    score = saliency.detail(stripes, cell_px=256)
+    assert score[0, 0] == pytest.approx(256 * (255 * 255 - 255) / 256**2)
