@@ -1,0 +1,172 @@
+"""Stage 0: teach the vision tower alone, patch by patch, on dense labels."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from . import views
+from .labels import GLOBAL_HEADS, GRID, HEADS, NO_LABEL, SLOTS, TILE_HEADS, global_labels, tile_labels
+from .optimizers import Optimizers
+from .pages import VIEW_PX, draw_page
+
+PAGES, TILES = 10, 9
+REPLAY = 48
+CONFIG = CLIPVisionConfig(
+    hidden_size=256, num_hidden_layers=5, num_attention_heads=4, intermediate_size=768, image_size=VIEW_PX,
+    patch_size=14, hidden_act="gelu", projection_dim=256,
+)  # fmt: skip
+
+
+class VisionStage(nn.Module):
+    """The tower that ships, plus one linear head per label that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = CLIPVisionModel(CONFIG)
+        self.norm = nn.LayerNorm(CONFIG.hidden_size)
+        self.head = nn.ModuleDict({name: nn.Linear(CONFIG.hidden_size, classes) for name, classes in HEADS.items()})
+        embeddings = next(m for n, m in self.tower.named_modules() if n.endswith("embeddings"))
+        embeddings.position_embedding.weight.data[1:] = sincos_2d(GRID, CONFIG.hidden_size)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels [B, 3, S, S] -> normed patch features [B, P, D], class token dropped."""
+        return self.norm(self.tower(pixels).last_hidden_state[:, 1:])
+
+
+def sincos_2d(side: int, width: int) -> torch.Tensor:
+    """Fixed 2-D sine and cosine positions [side * side, width], a start that spares learning what a grid is."""
+    omega = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4))
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [c.reshape(-1, 1) * omega for c in (x, y)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1) * 0.5
+
+
+def draw_views(rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
+    """The global view and TILES tiles of one page, with their labels."""
+    page = draw_page(rng)
+    tiles = []
+    lines = [line for line in page.lines if line.box[2] <= page.width]
+    while len(tiles) < TILES:
+        if lines and rng.random() < 0.92:
+            tiles += views.around(rng, page, lines[int(rng.integers(len(lines)))])
+        else:
+            tiles.append(views.anywhere(rng, page))
+    pixels = [views.global_view(page)] + [views.worn(rng, views.cut(page, tile)) for tile in tiles[:TILES]]
+    return pixels, [global_labels(page)] + [tile_labels(page.lines, tile) for tile in tiles[:TILES]]
+
+
+class Batches(IterableDataset):
+    """Batch i depends on (seed, i) only, so a resumed run sees what an unbroken one would."""
+
+    def __init__(self, seed: int, start: int) -> None:
+        self.seed, self.start = seed, start
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        index = self.start
+        while True:
+            rng = np.random.default_rng((self.seed, index))
+            pages = [draw_views(rng) for _ in range(PAGES)]
+            pixels = np.stack([view for views_, _ in pages for view in views_])
+            labels = np.stack([np.stack([lab[name] for name in HEADS]) for _, labs in pages for lab in labs])
+            yield torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int16))
+            index += 1
+
+
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in -1..1."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+
+
+def losses(stage: VisionStage, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross entropy per head; patches without text or shape weigh a third of those with."""
+    flat = features.reshape(-1, features.shape[-1])
+    parts: dict[str, float] = {}
+    total = torch.zeros(())
+    targets = {name: labels[:, i].reshape(-1).long() for i, name in enumerate(HEADS)}
+    busy = (targets["key"] > 0) | (targets["kind"] > 0)
+    for name in HEADS:
+        chosen = (targets[name] != NO_LABEL) & (busy if name not in ("key", "kind") else torch.ones_like(busy))
+        index = chosen.nonzero().squeeze(1)
+        if not len(index):
+            continue
+        target = targets[name][index]
+        logits = stage.head[name](flat[index]).float()
+        if name in ("x0", "y0", "x1", "y1"):
+            loss = soft_cross_entropy(logits, target)
+        else:
+            loss = F.cross_entropy(logits, target)
+        weight = {"index": 0.3, "cut": 0.3, "kind": 1.0, "key": 1.0}.get(name, 1.0 if name in TILE_HEADS else 0.3)
+        total = total + weight * loss
+        parts[name] = (logits.argmax(-1) == target).float().mean().item()
+    return total, parts
+
+
+def soft_cross_entropy(logits: torch.Tensor, target: torch.Tensor, sigma: float = 1.0) -> torch.Tensor:
+    """Cross entropy against a Gaussian over neighbouring bins: near misses cost less than far ones."""
+    bins = torch.arange(logits.shape[-1])
+    soft = torch.softmax(-((bins - target[:, None]) ** 2) / (2 * sigma**2), dim=-1)
+    return F.cross_entropy(logits, soft)
+
+
+def train(out: Path, *, steps: int, seed: int = 0, minutes: float | None = None) -> None:
+    """Train to `steps`, saving to `out` every ten minutes; an existing checkpoint is continued."""
+    torch.manual_seed(seed)
+    stage = VisionStage()
+    optimizers = Optimizers({"tower": stage.tower, "norm": stage.norm, "head": stage.head}, muon_lr=4e-3, adamw_lr=2.4e-3, steps=steps)
+    start = 0
+    if out.exists():
+        saved = torch.load(out)
+        stage.load_state_dict(saved["stage"])
+        optimizers.load_state_dict(saved["optimizers"])
+        start = saved["step"]
+    forward = torch.compile(stage.forward)
+    loader = iter(DataLoader(Batches(seed, start), batch_size=None, num_workers=1, prefetch_factor=8))
+    ring: list[tuple[torch.Tensor, torch.Tensor]] = []
+    began = last_saved = time.monotonic()
+    running: dict[str, float] = {}
+    for step in range(start, steps):
+        if step % 2 == 0 or len(ring) < 8:
+            ring.append(next(loader))
+            ring = ring[-REPLAY:]
+            pixels, labels = ring[-1]
+        else:
+            pixels, labels = ring[int(torch.randint(len(ring), ()))]
+        with torch.autocast("cpu", torch.bfloat16):
+            features = forward(normalize(pixels))
+        total, parts = losses(stage, features.float(), labels)
+        total.backward()
+        factor = optimizers.step(step)
+        for name, value in (parts | {"loss": total.item()}).items():
+            running[name] = 0.97 * running.get(name, value) + 0.03 * value
+        now = time.monotonic()
+        if step % 50 == 0:
+            shown = " ".join(f"{k} {v:.3f}" for k, v in running.items() if k not in ("y0", "x1", "y1"))
+            print(f"step {step} {now - began:.0f}s lr {factor:.2f} {shown}", flush=True)
+        done = step + 1 == steps or (minutes is not None and now - began > 60 * minutes)
+        if done or now - last_saved > 600:
+            state = {"stage": stage.state_dict(), "optimizers": optimizers.state_dict(), "step": step + 1}
+            torch.save(state, out.with_suffix(".tmp"))
+            out.with_suffix(".tmp").replace(out)
+            last_saved = now
+        if done:
+            break
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=None, help="stop (and save) after this long; run again to go on")
+    arguments = parser.parse_args()
+    train(arguments.out, steps=arguments.steps, seed=arguments.seed, minutes=arguments.minutes)
