@@ -1,0 +1,1 @@
+"""One folder per backend; see core.contracts.Backend."""

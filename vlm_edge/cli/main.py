@@ -1,0 +1,103 @@
+"""The program: parses, calls a command, and turns every error into two lines and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from vlm_edge import __version__
+from vlm_edge.cli import render
+from vlm_edge.cli.doctor import doctor
+from vlm_edge.cli.evaluate import evaluate
+from vlm_edge.cli.info import info
+from vlm_edge.cli.run import run
+from vlm_edge.errors import VlmEdgeError
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+FAILED = 2
+_ANYWHERE = ("--debug", "--quiet", "--verbose")
+
+app = typer.Typer(
+    name="vlm-edge",
+    help="Put a vision-language model on one small GPU, a Jetson or a CPU.\n\n"
+    'Example: vlm-edge run page.png "what is the total?"',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        render.emit(f"vlm-edge {__version__}", end="\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No notes and no progress bars; works after a command too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="More notes; works after a command too.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; works after a command too.")] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+app.command("run")(run)
+app.command("eval")(evaluate)
+app.command("info")(info)
+app.command("doctor")(doctor)
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0 done, 1 the answer is no, 2 could not run, 130 interrupted."""
+    try:
+        code = get_command(app).main(_take_verbosity(arguments), prog_name="vlm-edge", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read our output has gone; leave without Python's own complaint when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except (KeyboardInterrupt, typer.Abort):
+        render.note("\ninterrupted")
+        return INTERRUPTED
+    except VlmEdgeError as failure:
+        return _report(failure, failure.message, failure.remedy, failure.exit_code)
+    except TyperException as failure:
+        context = getattr(failure, "ctx", None)
+        path = context.command_path if context is not None else "vlm-edge"
+        return _report(failure, failure.format_message(), f"{path} --help shows what it takes", FAILED)
+    except Exception as failure:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
+        text = f"unexpected {type(failure).__name__}: {failure}"
+        return _report(failure, text, "run it again with --debug and report what it prints", FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def _take_verbosity(arguments: Sequence[str]) -> list[str]:
+    """Let --quiet, --verbose and --debug stand anywhere before a bare `--`."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    for name in _ANYWHERE:
+        setattr(render.VERBOSITY, name.removeprefix("--"), name in arguments[:end])
+    return [word for i, word in enumerate(arguments) if i >= end or word not in _ANYWHERE]
+
+
+def _report(failure: Exception, message: str, remedy: str, code: int) -> int:
+    if render.VERBOSITY.debug:
+        import traceback
+
+        traceback.print_exception(failure)
+    render.error(message or type(failure).__name__, remedy)
+    return code
+
+
+def main() -> None:
+    """Entry point of the `vlm-edge` script."""
+    sys.exit(execute(sys.argv[1:]))

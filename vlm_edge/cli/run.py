@@ -1,0 +1,81 @@
+"""vlm-edge run IMAGE... QUESTION"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlm_edge.cli import render
+from vlm_edge.errors import BadInput
+
+if TYPE_CHECKING:
+    from vlm_edge.pipeline.answer import Answer
+
+EXAMPLE = 'Example: vlm-edge run page.png "what is the total?" --explain seen.png'
+
+
+def run(
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Image file(s), or - for standard input; then the question.", show_default=False)],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)] = None,
+    budget: Annotated[str | None, typer.Option(help="Memory that may be used, such as 8GiB; default: what is free now.", show_default=False)] = None,
+    max_tiles: Annotated[int | None, typer.Option(help="Full-resolution tiles beside the global view.", show_default=False)] = None,
+    tiling: Annotated[str | None, typer.Option(help="auto (salient tiles), grid, or none (global view only).", show_default=False)] = None,
+    reduce: Annotated[str | None, typer.Option(help="Visual tokens: none, threshold, random or downsample.", show_default=False)] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of tokens that random and downsample keep.", show_default=False)] = None,
+    threshold: Annotated[float | None, typer.Option(help="Cosine above which neighbouring tokens merge.", show_default=False)] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", show_default=False)] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more random.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling and of random reduction.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one per real core.", show_default=False)] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Largest image, in pixels; default 400 million.", show_default=False)] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")] = False,
+    explain: Annotated[Path | None, typer.Option(help="Draw tiles, merged tokens and boxes to this .png or .html.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:  # fmt: skip
+    """Answer a question about an image, reading it through one global view and the tiles that hold detail.
+
+    Example: vlm-edge run page.png "what is the total?" --explain seen.png
+    """
+    if len(inputs) < 2:
+        raise BadInput("an image and a question are needed", remedy=EXAMPLE.removeprefix("Example: "))
+    *images, question = inputs
+    from vlm_edge.pipeline.options import AskOptions
+
+    options = AskOptions(
+        tiling=tiling, max_tiles=max_tiles, reduce=reduce, keep=keep, threshold=threshold, max_new_tokens=max_new_tokens,
+        temperature=temperature, top_p=top_p, stop=tuple(stop or ()), seed=seed, max_pixels=max_pixels,
+    )  # fmt: skip
+    if explain is not None:
+        from vlm_edge.pipeline.explain import check_target
+
+        check_target(explain)
+    from vlm_edge.pipeline.run import Pipeline
+
+    pipeline = Pipeline.load(bundle, device=device, threads=threads, budget=budget, verify=verify)
+    answer = pipeline.ask(images, question, options, on_text=None if as_json else render.emit)
+    if explain is not None:
+        from vlm_edge.pipeline.explain import explain_answer
+
+        explain_answer(images[0], answer, explain, geometry=pipeline.bundle.manifest.model.geometry, question=question)
+    if as_json:
+        render.emit_json(answer.to_json())
+        return
+    render.emit("", end="\n")
+    _summary(answer)
+
+
+def _summary(answer: Answer) -> None:
+    """On stderr: pixels of boxes, tokens and times."""
+    for item in answer.boxes:
+        render.note(f"box in pixels: {', '.join(str(v) for v in item.box)}")
+    times, tokens = answer.timings_ms, answer.tokens
+    render.detail(
+        f"{len(answer.tiles)} tiles, {tokens.visual_before} -> {tokens.visual_after} visual tokens, "
+        f"{tokens.prompt} in the prompt, {tokens.generated} generated ({answer.stop_reason})"
+    )
+    render.detail(", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))

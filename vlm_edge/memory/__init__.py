@@ -1,0 +1,1 @@
+"""The memory planner: integers in, integers out."""

@@ -1,0 +1,118 @@
+"""The plan: what each part needs in each phase, and whether the largest phase fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vlm_edge.core.geometry import visual_token_count
+from vlm_edge.core.specs import ModelSpec
+from vlm_edge.memory import formulas
+
+PHASES = ("load", "preprocess", "encode", "prefill", "decode")
+Basis = Literal["exact", "bound", "measured"]
+ENCODE_VIEWS = 8
+PREFILL_CHUNK = 512
+RUNTIME_BYTES = 96 << 20
+"""Python, NumPy, Pillow, tokenizers and ONNX Runtime before any weight: `vlm-edge doctor --json` prints this machine's."""
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """One consumer of memory and the phases in which it is alive."""
+
+    name: str
+    bytes: int
+    phases: tuple[str, ...]
+    formula: str
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The peak is the largest phase, never the sum of all items."""
+
+    items: tuple[PlanItem, ...]
+    phases: Mapping[str, int]
+    budget_bytes: int
+    visual_tokens: int
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs the most."""
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes that phase needs."""
+        return self.phases[self.peak_phase]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the budget."""
+        return self.peak_bytes <= self.budget_bytes
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one run asks for: image sizes in pixels, tiles per image, and text tokens (question and answer)."""
+
+    image_pixels: tuple[int, ...]
+    tiles: int
+    text_tokens: int
+    kv_bits: int = 32
+
+
+def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *, budget_bytes: int) -> Plan:
+    """Plan a run on a CPU from a bundle's own sizes.
+
+    artifact_bytes: bytes by role; weights count once, since ONNX Runtime repacks them while it reads the file.
+    """
+    images = len(load.image_pixels)
+    visual = visual_token_count(model.geometry, tiles=load.tiles, images=images)
+    context = visual + load.text_tokens
+    views = images * (1 + load.tiles)
+    always = PHASES
+    later = PHASES[1:]
+    llm = sum(size for role, size in artifact_bytes.items() if role.startswith("llm.graph"))
+    tower = sum(size for role, size in artifact_bytes.items() if role.startswith("vision"))
+    embeds = 4 * model.text.hidden
+    items = (
+        PlanItem("runtime", RUNTIME_BYTES, always, "interpreter and libraries", "measured"),
+        PlanItem("llm.weights", llm, always, "decoder files", "exact"),
+        PlanItem("llm.embedding", artifact_bytes.get("llm.embedding", 0), always, "table, memory-mapped", "bound"),
+        PlanItem("vision.weights", tower, always, "tower and projector files", "exact"),
+        PlanItem(
+            "image.decode",
+            formulas.image_decode_bytes(pixels=max(load.image_pixels, default=0)),
+            ("preprocess",),
+            "7 B a pixel of the largest image",
+            "bound",
+        ),
+        PlanItem(
+            "vision.activations",
+            formulas.vision_activation_bytes(model.vision, views=min(views, ENCODE_VIEWS)),
+            ("encode",),
+            f"{min(views, ENCODE_VIEWS)} views in one call",
+            "bound",
+        ),
+        PlanItem("visual_embeddings", 2 * visual * embeds, ("encode", "prefill", "decode"), "2 copies, fp32", "exact"),
+        PlanItem(
+            "kv_cache",
+            formulas.kv_cache_bytes(model.text, tokens=context, elem_bits=load.kv_bits),
+            later,
+            f"{context} positions at {load.kv_bits} bits",
+            "exact",
+        ),
+        PlanItem(
+            "prefill.activations",
+            formulas.prefill_activation_bytes(model.text, tokens=min(context, PREFILL_CHUNK)),
+            ("prefill",),
+            f"chunks of {PREFILL_CHUNK}",
+            "bound",
+        ),
+        PlanItem("logits", 4 * model.text.vocab, ("prefill", "decode"), "last position, fp32", "exact"),
+    )
+    phases = {phase: sum(item.bytes for item in items if phase in item.phases) for phase in PHASES}
+    return Plan(items, phases, budget_bytes, visual)

@@ -1,0 +1,1 @@
+"""Joins families and backends into build, run, verify, evaluate and bench."""

@@ -1,0 +1,95 @@
+"""What a caller may choose for one question, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+
+from vlm_edge.core.bundle import RunDefaults
+from vlm_edge.errors import BadInput
+
+TILINGS = ("auto", "grid", "none")
+REDUCTIONS = ("none", "threshold", "random", "downsample")
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """None means: as the bundle says.
+
+    max_tiles: full-resolution tiles beside the global view.  keep: share of tokens kept (random, downsample).  threshold:
+    cosine above which neighbours merge.  temperature 0 is greedy.  seed: for sampling and random reduction.
+    Raises BadInput for a value outside its range.
+    """
+
+    tiling: str | None = None
+    max_tiles: int | None = None
+    reduce: str | None = None
+    keep: float | None = None
+    threshold: float | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("--tiling", self.tiling, TILINGS)
+        _one_of("--reduce", self.reduce, REDUCTIONS)
+        _at_least("--max-tiles", self.max_tiles, 0)
+        _at_least("--max-new-tokens", self.max_new_tokens, 1)
+        _at_least("--max-pixels", self.max_pixels, 1)
+        _at_least("--seed", self.seed, 0)
+        _share("--keep", self.keep)
+        _share("--threshold", self.threshold)
+        _share("--top-p", self.top_p)
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise BadInput(f"--temperature {self.temperature} is not allowed", remedy="use 0 for greedy, or a number above 0")
+        if "" in self.stop:
+            raise BadInput("--stop is empty", remedy="give the text at which to stop")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an image is turned into visual tokens, with the bundle's defaults filled in."""
+
+    tiling: str
+    max_tiles: int
+    reduce: str
+    keep: float
+    threshold: float
+    seed: int
+
+    @staticmethod
+    def of(options: AskOptions, defaults: RunDefaults, limit_tiles: int) -> Look:
+        """Raises BadInput when more tiles are asked for than the bundle was planned for."""
+        tiling = options.tiling or defaults.tiling
+        tiles = limit_tiles if options.max_tiles is None else options.max_tiles
+        if tiles > limit_tiles:
+            raise BadInput(f"--max-tiles {tiles} exceeds this bundle's limit", remedy=f"use --max-tiles {limit_tiles} or fewer")
+        return Look(
+            tiling=tiling,
+            max_tiles=0 if tiling == "none" else tiles,
+            reduce=options.reduce or defaults.reduce,
+            keep=defaults.keep if options.keep is None else options.keep,
+            threshold=defaults.threshold if options.threshold is None else options.threshold,
+            seed=options.seed,
+        )
+
+
+def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        nearest = difflib.get_close_matches(value, allowed, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"use one of: {', '.join(allowed)}"
+        raise BadInput(f"{option} has no value {value!r}", remedy=hint)
+
+
+def _at_least(option: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise BadInput(f"{option} {value} is not allowed", remedy=f"use {least} or more")
+
+
+def _share(option: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise BadInput(f"{option} {value} is not allowed", remedy="use a number above 0 and at most 1")

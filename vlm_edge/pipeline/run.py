@@ -1,0 +1,261 @@
+"""Image(s) and a question -> an answer, inside the budget."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+
+from vlm_edge.core import discover, host
+from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
+from vlm_edge.core.contracts import Floats
+from vlm_edge.errors import BadInput, DoesNotFit
+from vlm_edge.memory.plan import Load, Plan, plan_run
+from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
+from vlm_edge.pipeline.options import AskOptions, Look
+from vlm_edge.pipeline.sampling import choose
+from vlm_edge.pipeline.stream import TextStream
+from vlm_edge.pipeline.views import Seen, SeenCache, see, timed
+from vlm_edge.units import format_bytes, parse_bytes
+from vlm_edge.vision import sources
+from vlm_edge.vision.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image | np.ndarray[Any, Any]"
+NANO = Path(__file__).parents[1] / "nano"
+QUESTION_TOKENS = 128
+"""Room for the template and the question in a plan made before the question is known."""
+REDUCED_DECODE_FACTOR = 4
+
+
+class Pipeline:
+    """A loaded bundle. Not safe for use from two threads at once: it holds one KV cache."""
+
+    def __init__(self, bundle: Bundle, *, device: str, threads: int, budget_bytes: int | None) -> None:
+        self.bundle = bundle
+        self.device = device
+        self.budget_bytes = budget_bytes
+        self._spec = bundle.manifest.model
+        started = time.perf_counter()
+        family, backend = discover.family(self._spec.family), discover.backend("onnx")
+        self._prompt = family.prompt(bundle)
+        self._encoder = backend.encoder(bundle.path("vision.graph", target=device), device, threads)
+        self._engine = backend.engine(
+            bundle.path("llm.graph", target=device), self._spec.text, device, threads, bundle.manifest.limits.max_model_len
+        )
+        self._load_ms = 1000 * (time.perf_counter() - started)
+        self._cache = SeenCache()
+        self._in_engine: list[tuple[str, int]] = []
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        budget: str | int | None = None,
+        verify: bool = False,
+    ) -> Pipeline:
+        """Open a bundle (default: the embedded nano model), check its files and start its sessions.
+
+        device: `cpu`, `cuda` or `auto`.  threads: default one per real core.  budget: bytes or text such as `8GiB`; a plan over
+        it is refused before anything is loaded.  verify: hash every file again, whatever is remembered.
+        Raises DamagedBundle, MissingDependency, BadInput, DoesNotFit.
+        Example: `Pipeline.load().ask("page.png", "what is the total?").text`
+        """
+        opened = open_bundle(NANO if bundle is None else Path(bundle))
+        if threads is not None and threads < 1:
+            raise BadInput(f"--threads {threads} is not allowed", remedy="use 1 or more")
+        chosen = choose_device(opened, device)
+        limit = parse_bytes(budget) if isinstance(budget, str) else budget
+        check_fits(plan(opened, AskOptions(tiling="none"), image_sizes=(), budget_bytes=limit))
+        verify_hashes(opened, force=verify)
+        return cls(opened, device=chosen, threads=threads or host.real_cores(), budget_bytes=limit)
+
+    def ask(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        question: str,
+        options: AskOptions | None = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer a question about an image (or several, as far as the bundle allows).
+
+        image: a path, `-` for standard input, encoded bytes, a binary stream, a PIL image, or uint8 [H, W, 3].
+        on_text: called with each piece of the answer as soon as it is certain.
+        A second question about the same image reuses its visual tokens and what the decoder has read of them.
+        Raises BadInput, BadImage, DoesNotFit, DamagedBundle.
+        """
+        started = time.perf_counter()
+        options = options or AskOptions()
+        images = list(image) if isinstance(image, list | tuple) else [image]
+        limits, defaults = self.bundle.manifest.limits, self.bundle.manifest.defaults
+        look = Look.of(options, defaults, limits.max_tiles)
+        if len(images) > limits.max_images:
+            raise BadInput(f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}", remedy="ask about fewer images")
+        tokens = self._prompt.tokens(question, images=len(images))
+        timings: dict[str, float] = {"load": self._load_ms, "preprocess": 0.0, "saliency": 0.0, "vision": 0.0, "reduce": 0.0}
+        seen, keys, planned = [], [], 0
+        for each in images:
+            shown, key, peak = self._see(each, look, options, timings)
+            seen.append(shown)
+            keys.append(key)
+            planned = max(planned, peak)
+        new_tokens = options.max_new_tokens or defaults.max_new_tokens
+        with timed(timings, "prefill"):
+            logits, prompt_length = self._prefill(tokens, seen, keys, new_tokens)
+        with timed(timings, "decode"):
+            text, generated, reason = self._decode(logits, options, new_tokens, on_text)
+        self._load_ms = 0.0
+        timings["total"] = timings["load"] + 1000 * (time.perf_counter() - started)
+        first = seen[0]
+        return Answer(
+            text=text,
+            tokens=TokenCounts(sum(s.tokens_before for s in seen), sum(s.tokens_after for s in seen), prompt_length, generated),
+            tiles=first.tiles,
+            boxes=find_boxes(text, width=first.width, height=first.height),
+            points=find_points(text, width=first.width, height=first.height),
+            timings_ms=timings,
+            planned_peak_bytes=planned,
+            measured_peak_bytes=host.peak_rss_bytes(),
+            stop_reason=reason,
+            bundle=self.bundle.manifest.name,
+            device=self.device,
+            members=tuple(tuple(int(m) for m in view.members) for view in first.views),
+        )
+
+    def _see(self, image: ImageInput, look: Look, options: AskOptions, timings: dict[str, float]) -> tuple[Seen, str, int]:
+        """Visual tokens of an image, from the cache where possible; its cache key; the planned peak in bytes."""
+        max_pixels = options.max_pixels or self.bundle.manifest.limits.max_pixels
+        with timed(timings, "preprocess"):
+            size = source_size(image, max_pixels)
+            key = fingerprint(image) + repr(look)
+            planned = plan(self.bundle, options, image_sizes=(size,), budget_bytes=self.budget_bytes)
+        known = self._cache.get(key)
+        if known is None:
+            check_fits(planned)
+            with timed(timings, "preprocess"):
+                if look.tiling == "none":
+                    side = REDUCED_DECODE_FACTOR * self._spec.geometry.view_px
+                    pixels = sources.load_reduced(image, at_least_px=side, max_pixels=max_pixels)
+                else:
+                    pixels = sources.load_image(image, max_pixels=max_pixels).pixels
+            known = see(
+                pixels, source_px=size, geometry=self._spec.geometry, look=look, prompt=self._prompt,
+                encoder=self._encoder, timings_ms=timings,
+            )  # fmt: skip
+            self._cache.put(key, known)
+        return known, key, planned.peak_bytes
+
+    def _prefill(self, tokens: Sequence[int], seen: list[Seen], keys: list[str], new_tokens: int) -> tuple[Floats, int]:
+        """Feed the prompt, less what the decoder's cache already holds of it; returns logits [V] and the prompt's length."""
+        pieces: list[tuple[str, Floats]] = []
+        waiting = iter(zip(seen, keys, strict=True))
+        for token in tokens:
+            is_image = token == self._prompt.image_id
+            shown, key = next(waiting) if is_image else (None, str(token))
+            views = [[view.features for view in shown.views]] if shown else []
+            pieces.append((key, self._prompt.splice([token], views)))
+        total = sum(len(embeds) for _, embeds in pieces)
+        limit = self.bundle.manifest.limits.max_model_len
+        if total + new_tokens > limit:
+            raise BadInput(
+                f"the prompt has {total} tokens and the answer may have {new_tokens}; this bundle's context is {limit}",
+                remedy="ask a shorter question, or lower --max-new-tokens or --max-tiles",
+            )
+        layout = [(key, len(embeds)) for key, embeds in pieces]
+        shared = 0
+        while shared < min(len(layout) - 1, len(self._in_engine)) and layout[shared] == self._in_engine[shared]:
+            shared += 1
+        self._in_engine = []
+        self._engine.rewind(sum(length for _, length in layout[:shared]))
+        logits = self._engine.forward(np.concatenate([embeds for _, embeds in pieces[shared:]]))
+        self._in_engine = layout
+        return logits, total
+
+    def _decode(
+        self, logits: Floats, options: AskOptions, new_tokens: int, on_text: Callable[[str], None] | None
+    ) -> tuple[str, int, str]:
+        """Sample until an end token, a stop string or the limit: text, number of tokens, and why it stopped."""
+        rng = np.random.default_rng(options.seed)
+        stream = TextStream(self._prompt.text.decode, stop=options.stop)
+        emit = on_text or (lambda _: None)
+        generated, reason = 0, "length"
+        for _ in range(new_tokens):
+            token = choose(logits, temperature=options.temperature, top_p=options.top_p, rng=rng)
+            if token in self._prompt.text.eos_ids:
+                reason = "eos"
+                break
+            generated += 1
+            emit(stream.push(token))
+            if stream.stopped:
+                reason = "stop"
+                break
+            if generated < new_tokens:
+                logits = self._engine.forward(self._prompt.splice([token], []))
+        emit(stream.finish())
+        return stream.text, generated, "stop" if stream.stopped else reason
+
+
+def source_size(source: Any, max_pixels: int) -> tuple[int, int]:
+    """Width and height without decoding."""
+    if isinstance(source, np.ndarray):
+        return (int(source.shape[1]), int(source.shape[0])) if source.ndim >= 2 else (0, 0)
+    if hasattr(source, "size") and not isinstance(source, bytes):
+        return int(source.size[0]), int(source.size[1])
+    header = sources.probe(source, max_pixels=max_pixels)
+    return header.width, header.height
+
+
+def choose_device(bundle: Bundle, device: str) -> str:
+    """`auto` is CUDA where the bundle has it and ONNX Runtime can use it, else CPU; raises BadInput for what is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise BadInput(f"--device has no value {device!r}", remedy="use auto, cpu or cuda")
+    from vlm_edge.backends.onnx.session import available_targets
+
+    usable = [target for target in available_targets() if target in bundle.targets()]
+    if device == "auto":
+        return "cuda" if "cuda" in usable else "cpu"
+    if device not in bundle.targets():
+        raise BadInput(
+            f"bundle {bundle.manifest.name} has no decoder for {device}",
+            remedy=f"use --device {bundle.targets()[0]}" if bundle.targets() else "build the bundle again",
+        )
+    if device not in usable:
+        raise BadInput(f"ONNX Runtime here has no {device}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
+    return device
+
+
+def plan(
+    bundle: Bundle, options: AskOptions, *, image_sizes: tuple[tuple[int, int], ...], budget_bytes: int | None
+) -> Plan:
+    """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now."""
+    limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
+    look = Look.of(options, defaults, limits.max_tiles)
+    sizes: dict[str, int] = {}
+    for artifact in bundle.manifest.artifacts:
+        sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
+    if budget_bytes is None:
+        free = host.available_bytes()
+        budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
+    load = Load(tuple(w * h for w, h in image_sizes), look.max_tiles, text_tokens=limits.max_model_len)
+    return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
+
+
+def check_fits(planned: Plan) -> None:
+    """Raise DoesNotFit when a plan's peak exceeds its budget."""
+    if not planned.fits:
+        largest = max((i for i in planned.items if planned.peak_phase in i.phases), key=lambda item: item.bytes)
+        raise DoesNotFit(
+            f"{planned.peak_phase} needs {format_bytes(planned.peak_bytes)}; {format_bytes(planned.budget_bytes)} are allowed",
+            remedy=f"raise --budget, or shrink the largest part, {largest.name} ({format_bytes(largest.bytes)}: {largest.formula})",
+        )
+
