@@ -17,7 +17,7 @@ from vlm_edge.vision.sources import load_image, load_reduced, probe
 WIDTH, HEIGHT = 37, 29
 MUTATIONS_OF_EACH = 80
 MAX_PIXELS = 2_000_000
-SECONDS_FOR_ONE = 5.0
+SECONDS_FOR_ONE = 5.0  # of processor time, so that a busy machine changes nothing
 SIZES = (0, 1, 2, 28, 38, 255, 256, 1000, 4096, 30_000, 65_535, 65_536, 2**31 - 1, 2**31, 2**32 - 1)
 MARKS = [
     b"IDAT", b"fdAT", b"acTL\0\0\0\2\0\0\0\0", b"tRNS\0\0", b"eXIfII*\0\x08\0\0\0", b"VP8X", b"ANMF",
@@ -150,12 +150,12 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def outcome(call: Callable[..., object], data: bytes, **options: int) -> object:
-    start = time.monotonic()
+    start = time.process_time()
     try:
         result = call(data, max_pixels=MAX_PIXELS, **options)
     except BadImage:
         result = None
-    assert time.monotonic() - start < SECONDS_FOR_ONE
+    assert time.process_time() - start < SECONDS_FOR_ONE
     return result
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from vlm_edge.core.bundle import RunDefaults
 from vlm_edge.errors import BadInput
 
+Box = tuple[int, int, int, int]
 TILINGS = ("auto", "grid", "none")
+GIVEN = "given"
+"""A Look's tiling where the caller named the tiles."""
 REDUCTIONS = ("none", "threshold", "random", "downsample")
 
 
@@ -19,6 +22,7 @@ class AskOptions:
 
     max_tiles: full-resolution tiles beside the global view.  keep: share of tokens kept (random, downsample).  threshold:
     cosine above which neighbours merge.  temperature 0 is greedy.  seed: for sampling and random reduction.
+    tiles: boxes (x0, y0, x1, y1) in source pixels to show beside the global view, in that order, in place of a tiling.
     Raises BadInput for a value outside its range.
     """
 
@@ -33,6 +37,7 @@ class AskOptions:
     stop: tuple[str, ...] = ()
     seed: int = 0
     max_pixels: int | None = None
+    tiles: tuple[Box, ...] | None = None
 
     def __post_init__(self) -> None:
         _one_of("--tiling", self.tiling, TILINGS)
@@ -48,6 +53,10 @@ class AskOptions:
             raise BadInput(f"--temperature {self.temperature} is not allowed", remedy="use 0 for greedy, or a number above 0")
         if "" in self.stop:
             raise BadInput("--stop is empty", remedy="give the text at which to stop")
+        if self.tiles is not None and (self.tiling is not None or self.max_tiles is not None):
+            raise BadInput("the tiles are given, so --tiling and --max-tiles choose nothing", remedy="leave those out")
+        for box in self.tiles or ():
+            _tile(box)
 
 
 @dataclass(frozen=True)
@@ -60,14 +69,19 @@ class Look:
     keep: float
     threshold: float
     seed: int
+    tiles: tuple[Box, ...] | None = None
 
     @staticmethod
     def of(options: AskOptions, defaults: RunDefaults, limit_tiles: int) -> Look:
         """Raises BadInput when more tiles are asked for than the bundle was planned for."""
         tiling = options.tiling or defaults.tiling
         tiles = limit_tiles if options.max_tiles is None else options.max_tiles
+        boxes = None if options.tiles is None else tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in options.tiles)
+        if boxes is not None:
+            tiling, tiles = (GIVEN if boxes else "none"), len(boxes)
         if tiles > limit_tiles:
-            raise BadInput(f"--max-tiles {tiles} exceeds this bundle's limit", remedy=f"use --max-tiles {limit_tiles} or fewer")
+            asked = f"--max-tiles {tiles}" if boxes is None else f"a question with {tiles} tiles"
+            raise BadInput(f"{asked} exceeds this bundle's limit", remedy=f"use {limit_tiles} tiles or fewer")
         return Look(
             tiling=tiling,
             max_tiles=0 if tiling == "none" else tiles,
@@ -75,6 +89,7 @@ class Look:
             keep=defaults.keep if options.keep is None else options.keep,
             threshold=defaults.threshold if options.threshold is None else options.threshold,
             seed=options.seed,
+            tiles=boxes,
         )
 
 
@@ -88,6 +103,12 @@ def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
 def _at_least(option: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise BadInput(f"{option} {value} is not allowed", remedy=f"use {least} or more")
+
+
+def _tile(box: Box) -> None:
+    whole = isinstance(box, tuple | list) and len(box) == 4 and all(type(value) is int for value in box)
+    if not whole or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
+        raise BadInput(f"tile {box} is not allowed", remedy="give whole pixels x0, y0, x1, y1 with x0 < x1 and y0 < y1")
 
 
 def _share(option: str, value: float | None) -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vlm_edge.core.contracts import EncoderRunner, PromptBuilder
 from vlm_edge.core.geometry import TokenGeometry
-from vlm_edge.pipeline.options import Look
+from vlm_edge.errors import BadInput
+from vlm_edge.pipeline.options import Box, Look
 from vlm_edge.tokens.positions import TokenSet
 from vlm_edge.tokens.reduce import reduce_tokens
 from vlm_edge.vision import preprocess, saliency, tiling
@@ -74,9 +75,14 @@ def timed(timings_ms: MutableMapping[str, float], name: str) -> Iterator[None]:
 
 
 def choose_tiles(pixels: NDArray[np.uint8], geometry: TokenGeometry, look: Look) -> tuple[Tile, ...]:
-    """The tiles that a Look gives an image; none where the global view already shows every pixel."""
+    """The tiles that a Look gives an image; none where the global view already shows every pixel.
+
+    Raises BadInput when a tile that the caller gave is larger than a view or reaches past the image.
+    """
     height, width = pixels.shape[:2]
     side = geometry.view_px
+    if look.tiles is not None:
+        return tuple(_given_tile(box, image_px=(width, height), side_px=side) for box in look.tiles)
     if look.max_tiles == 0 or (width <= side and height <= side):
         return ()
     if look.tiling == "grid":
@@ -86,6 +92,16 @@ def choose_tiles(pixels: NDArray[np.uint8], geometry: TokenGeometry, look: Look)
     return tiling.salient_tiles(
         detail, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles
     )
+
+
+def _given_tile(box: Box, *, image_px: tuple[int, int], side_px: int) -> Tile:
+    x0, y0, x1, y1 = box
+    if x1 - x0 > side_px or y1 - y0 > side_px:
+        raise BadInput(f"tile {box} is larger than this bundle's views", remedy=f"use {side_px} x {side_px} px at most")
+    if x1 > image_px[0] or y1 > image_px[1]:
+        size = f"{image_px[0]} x {image_px[1]} px"
+        raise BadInput(f"tile {box} reaches past the image ({size})", remedy="give boxes in pixels of that image")
+    return Tile(x0, y0, x1, y1, 0.0)
 
 
 def see(

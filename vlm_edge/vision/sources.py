@@ -31,7 +31,7 @@ Rgb = NDArray[np.uint8]
 Encoded = str | os.PathLike[str] | bytes | BinaryIO
 Source = Encoded | Image.Image | NDArray[Any]
 _BAND_PX = 1 << 20
-_MAX_RLE_PX = 16_000_000  # Pillow expands run-length-coded BMP in Python, where two bytes can ask for a whole row
+_MAX_RLE_PX = 8_000_000  # Pillow expands run-length-coded BMP in Python, where two bytes can ask for a whole row
 _SMALLER = "scale it down, or raise --max-pixels if the file is trusted and memory allows"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF and EXIF tags
 # what Pillow's plugins let out on damaged files (subclasses included), and what it means where that is known
@@ -150,9 +150,8 @@ def _opened(source: Source, max_pixels: int) -> Iterator[tuple[Image.Image, str]
         else:
             image = stack.enter_context(Image.open(stream, formats=FORMATS))
             if isinstance(image, TiffImageFile):
-                image.info.pop(
-                    "xmp", None
-                )  # Pillow turns the pixels by an orientation in it, but not the header's size
+                # by an orientation in there Pillow would turn the pixels, but not the size that the header has
+                image.info.pop("xmp", None)
             if image.width * image.height > _MAX_RLE_PX and any(tile[0] == "bmp_rle" for tile in image.tile):
                 raise BadImage(f"{name} is a run-length-coded BMP of over {_MAX_RLE_PX} px", remedy="convert it to PNG")
         _check_size(image.width, image.height, name, max_pixels)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CUT_WEIGHT = 10.0
-LEAST_CUT_WEIGHT = 0.1
-NEIGHBOUR_BONUS = 0.05
+CUT_WEIGHT = 30.0
 CENTER_BONUS = 0.002
 
 
@@ -37,53 +35,64 @@ def salient_tiles(
     cell_px: int,
     max_tiles: int,
     power: float = 2.0,
-    noise_factor: float = 3.0,
     min_share: float = 0.01,
 ) -> tuple[Tile, ...]:
     """Up to `max_tiles` windows that together cover the most saliency, in reading order.
 
     saliency: float32 [rows, cols], one value per cell_px x cell_px cell.  image_px: (width, height).  tile_px is a
-    multiple of cell_px.  Values under `noise_factor` times the median cell count as background; the rest is raised to
-    `power`, so that a few strong cells outweigh many weak ones.
+    multiple of cell_px.  Values are raised to `power`, so that a few strong cells outweigh many weak ones.
 
-    Windows are chosen greedily. A window's worth is what it covers that no earlier one does, less CUT_WEIGHT times what
-    its border cuts through: a window that would halve a word loses against one that holds it whole. Where something is
-    wider than a window, a window that abuts the first one cuts nothing more, so wide lines come out as neighbours.
-    Where detail fills so much that any window cuts more than it covers, CUT_WEIGHT is halved until the first one pays.
-    Selection stops when a window adds less than `min_share` of what the first one covered.
+    Windows are chosen greedily, by what they cover that no earlier one does, less CUT_WEIGHT times what their border cuts
+    through: a window that would halve a word loses against one that holds it whole. For what is wider than a window, two
+    windows side by side are tried as one, and win when their worth per tile is higher; they abut exactly, so a line of text
+    goes on in the next tile where it left off. Selection stops when a window adds less than `min_share` of the first.
     """
-    width, height = image_px
     span = tile_px // cell_px
-    energy = np.clip(saliency - noise_factor * np.median(saliency), 0, None) ** power
-    rows, cols = energy.shape
-    energy = np.pad(energy, ((0, max(0, span - rows)), (0, max(0, span - cols)))).astype(np.float64)
+    energy = saliency.astype(np.float64) ** power
+    energy = np.pad(energy, [(0, max(0, span - size)) for size in energy.shape])
     tiles: list[Tile] = []
-    corners: list[tuple[int, int]] = []
     first = 0.0
-    cut_weight = CUT_WEIGHT
     while len(tiles) < max_tiles:
-        covered = _window_sums(energy, span, span)
-        worth = covered - cut_weight * _cut_by_border(energy, span)
-        scale = float(covered.max())
-        if scale <= 0:
+        single, pair = _best_window(energy, span, span), None
+        if len(tiles) + 2 <= max_tiles and energy.shape[1] >= 2 * span:
+            pair = _best_window(energy, span, 2 * span)
+        wide = pair is not None and pair.worth / 2 > single.worth
+        chosen = pair if pair is not None and wide else single
+        gains = [_gain(energy, chosen.row, chosen.col + i * span, span) for i in range(2 if wide else 1)]
+        first = first or max(gains)
+        if max(gains) <= min_share * first:
             break
-        worth += scale * CENTER_BONUS * _centring(energy, span)
-        worth += scale * NEIGHBOUR_BONUS * _abutting(worth.shape, corners, span)
-        row, col = np.unravel_index(int(np.argmax(worth)), worth.shape)
-        gain = float(covered[row, col])
-        if not tiles:
-            if gain <= min_share * scale and cut_weight > LEAST_CUT_WEIGHT:
-                cut_weight /= 2
-                continue
-            first = gain
-        if gain <= min_share * first:
-            break
-        x0 = max(0, min(int(col) * cell_px, width - tile_px))
-        y0 = max(0, min(int(row) * cell_px, height - tile_px))
-        tiles.append(Tile(x0, y0, min(x0 + tile_px, width), min(y0 + tile_px, height), gain))
-        corners.append((int(row), int(col)))
-        energy[row : row + span, col : col + span] = 0
+        for i, gain in enumerate(gains):
+            x0, y0 = (chosen.col + i * span) * cell_px, chosen.row * cell_px
+            tiles.append(_tile(x0, y0, image_px, tile_px, gain))
+        energy[chosen.row : chosen.row + span, chosen.col : chosen.col + span * len(gains)] = 0
     return reading_order(tiles)
+
+
+@dataclass(frozen=True)
+class _Window:
+    row: int
+    col: int
+    worth: float
+
+
+def _best_window(energy: NDArray[np.float64], rows: int, cols: int) -> _Window:
+    """The rows x cols window that covers most and cuts least; among equals, the one that centres what it covers."""
+    covered = _window_sums(energy, rows, cols)
+    worth = covered - CUT_WEIGHT * _cut_by_border(energy, rows, cols)
+    worth += CENTER_BONUS * covered.max() * _centring(energy, covered, rows, cols)
+    row, col = np.unravel_index(int(np.argmax(worth)), worth.shape)
+    return _Window(int(row), int(col), float(worth[row, col]))
+
+
+def _gain(energy: NDArray[np.float64], row: int, col: int, span: int) -> float:
+    return float(energy[row : row + span, col : col + span].sum())
+
+
+def _tile(x0: int, y0: int, image_px: tuple[int, int], tile_px: int, score: float) -> Tile:
+    """A tile moved inside the image; where the image is smaller than a tile, clipped to it."""
+    x0, y0 = (max(0, min(at, size - tile_px)) for at, size in zip((x0, y0), image_px, strict=True))
+    return Tile(x0, y0, min(x0 + tile_px, image_px[0]), min(y0 + tile_px, image_px[1]), score)
 
 
 def grid_tiles(*, image_px: tuple[int, int], tile_px: int, max_tiles: int) -> tuple[Tile, ...]:
@@ -91,8 +100,7 @@ def grid_tiles(*, image_px: tuple[int, int], tile_px: int, max_tiles: int) -> tu
     width, height = image_px
     xs = [max(0, min(x, width - tile_px)) for x in range(0, width, tile_px)]
     ys = [max(0, min(y, height - tile_px)) for y in range(0, height, tile_px)]
-    boxes = [(x, y) for y in ys for x in xs][:max_tiles]
-    return tuple(Tile(x, y, min(x + tile_px, width), min(y + tile_px, height), 0.0) for x, y in boxes)
+    return tuple(_tile(x, y, image_px, tile_px, 0.0) for y in ys for x in xs)[:max_tiles]
 
 
 def reading_order(tiles: list[Tile]) -> tuple[Tile, ...]:
@@ -123,31 +131,19 @@ def _window_sums(values: NDArray[np.float64], rows: int, cols: int) -> NDArray[n
     return sums
 
 
-def _cut_by_border(energy: NDArray[np.float64], span: int) -> NDArray[np.float64]:
+def _cut_by_border(energy: NDArray[np.float64], rows: int, cols: int) -> NDArray[np.float64]:
     """What each window's border runs through: the smaller of the cells on its two sides, summed along the border."""
     padded = np.pad(energy, 1)
     beside = np.minimum(padded[1:-1, :-1], padded[1:-1, 1:])
     above = np.minimum(padded[:-1, 1:-1], padded[1:, 1:-1])
-    vertical = _window_sums(beside, span, 1)
-    horizontal = _window_sums(above, 1, span)
-    return vertical[:, :-span] + vertical[:, span:] + horizontal[:-span] + horizontal[span:]
+    vertical = _window_sums(beside, rows, 1)
+    horizontal = _window_sums(above, 1, cols)
+    return vertical[:, :-cols] + vertical[:, cols:] + horizontal[:-rows] + horizontal[rows:]
 
 
-def _centring(energy: NDArray[np.float64], span: int) -> NDArray[np.float64]:
-    """1 where a window's middle half holds all that the window holds, 0 where it holds none of it."""
-    margin = span // 8
-    inner = _window_sums(energy, span - 2 * margin, span - 2 * margin)
-    rows, cols = energy.shape[0] - span + 1, energy.shape[1] - span + 1
-    inner = inner[margin : margin + rows, margin : margin + cols]
-    whole = _window_sums(energy, span, span)
-    return np.divide(inner, whole, out=np.zeros_like(whole), where=whole > 1e-9)
-
-
-def _abutting(shape: tuple[int, ...], corners: list[tuple[int, int]], span: int) -> NDArray[np.float64]:
-    """1 at window positions exactly left or right of a chosen window, in the same rows."""
-    bonus = np.zeros(shape)
-    for row, col in corners:
-        for neighbour in (col - span, col + span):
-            if 0 <= neighbour < shape[1]:
-                bonus[row, neighbour] = 1
-    return bonus
+def _centring(energy: NDArray[np.float64], covered: NDArray[np.float64], rows: int, cols: int) -> NDArray[np.float64]:
+    """The share of what a window covers that lies no nearer to its border than an eighth of its height."""
+    margin = rows // 8
+    inner = _window_sums(energy, rows - 2 * margin, cols - 2 * margin)
+    inner = inner[margin : margin + covered.shape[0], margin : margin + covered.shape[1]]
+    return np.divide(inner, covered, out=np.zeros_like(covered), where=covered > 1e-9)

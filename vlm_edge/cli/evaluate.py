@@ -1,0 +1,128 @@
+"""vlm-edge eval BUNDLE DATA.jsonl"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlm_edge import __version__
+from vlm_edge.cli import render
+from vlm_edge.units import format_bytes
+
+if TYPE_CHECKING:
+    from vlm_edge.pipeline.evaluate import Evaluation
+    from vlm_edge.pipeline.metrics import Score
+
+NANO = "nano"
+COLUMNS = ("", "rows", "right", "accuracy", "95% interval", "mean IoU")
+
+Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder, or nano for the embedded model.")]
+Data = Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Rows of image, question, answer; see below.")]
+Tiling = Annotated[str | None, typer.Option(help="auto (salient tiles), grid, or none (global view only).")]
+MaxTiles = Annotated[int | None, typer.Option(help="Full-resolution tiles beside the global view.")]
+Reduce = Annotated[str | None, typer.Option(help="Visual tokens: none, threshold, random or downsample.")]
+Keep = Annotated[float | None, typer.Option(help="Share of tokens that random and downsample keep.")]
+Threshold = Annotated[float | None, typer.Option(help="Cosine above which neighbouring tokens merge.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per real core.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
+TilesFromData = Annotated[bool, typer.Option("--tiles-from-data", help="Show each row's own tiles.")]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Count a row that fails as wrong, and go on.")]
+Out = Annotated[Path | None, typer.Option(help="Append each row's outcome to this .jsonl; a second run continues it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def evaluate(
+    bundle: Bundle,
+    data: Data,
+    tiling: Tiling = None,
+    max_tiles: MaxTiles = None,
+    reduce: Reduce = None,
+    keep: Keep = None,
+    threshold: Threshold = None,
+    max_new_tokens: MaxNewTokens = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    limit: Limit = None,
+    tiles_from_data: TilesFromData = False,
+    keep_going: KeepGoing = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a bundle every question of a data file and report how many answers are right.
+
+    A row: {"image": "page.png", "question": "what is the total?", "answer": "12.50", "task": "value"}; image is
+    relative to the data file; task, stratum (a list) and tiles (a list of boxes) are optional. An answer must match
+    exactly; one with a box must overlap it with an IoU of at least 0.5.
+
+    Example: vlm-edge eval nano questions.jsonl --reduce threshold --threshold 0.9
+    """
+    from vlm_edge.core.load import to_plain
+    from vlm_edge.pipeline.options import AskOptions
+    from vlm_edge.pipeline.rows import OutcomeLog, read_rows
+
+    options = AskOptions(
+        tiling=tiling,
+        max_tiles=max_tiles,
+        reduce=reduce,
+        keep=keep,
+        threshold=threshold,
+        max_new_tokens=max_new_tokens,
+        tiles=() if tiles_from_data else None,
+    )
+    rows = read_rows(data, limit=limit, need_tiles=tiles_from_data)
+    log = OutcomeLog(out)
+
+    from vlm_edge.pipeline import evaluate as evaluation
+    from vlm_edge.pipeline.run import Pipeline
+
+    pipeline = Pipeline.load(None if bundle == NANO else Path(bundle), device=device, threads=threads)
+    manifest = pipeline.bundle.manifest
+    with render.progress(f"{manifest.name}: {data.name}", len(rows)) as step:
+        result = evaluation.evaluate(
+            pipeline,
+            rows,
+            options,
+            root=data.parent,
+            asked_of=f"{manifest.self_sha256} {pipeline.device} {__version__}",
+            tiles_from_data=tiles_from_data,
+            keep_going=keep_going,
+            log=log,
+            on_row=step,
+        )
+    chosen = {name: value for name, value in to_plain(options).items() if value is not None and name != "tiles"}
+    if as_json:
+        about: dict[str, Any] = {"bundle": manifest.name, "device": pipeline.device, "data": str(data)}
+        render.emit_json(about | {"options": chosen | {"tiles_from_data": tiles_from_data}} | result.to_json())
+        return
+    _show(f"{manifest.name} on {data.name}", result)
+
+
+def _show(title: str, result: Evaluation) -> None:
+    """The table and what it cost on stdout, rows that failed on stderr."""
+    scores = [*result.tasks.items(), ("all", result.overall)]
+    scores += [(f"stratum {tag}", score) for tag, score in result.strata.items()]
+    render.table(title, COLUMNS, [(name, *_cells(score)) for name, score in scores])
+    tokens = f"{result.visual_before_mean:.0f} -> {result.visual_after_mean:.0f}"
+    render.emit(f"visual tokens, mean: {tokens}; peak memory: {format_bytes(result.measured_peak_bytes)}", end="\n")
+    stages = (
+        ("first question about an image", result.first_question_ms),
+        ("further question", result.later_question_ms),
+    )
+    for what, times in stages:
+        if times:
+            render.emit(f"{what}, median ms: {', '.join(f'{k} {v:.0f}' for k, v in times.items())}", end="\n")
+    if result.resumed:
+        render.note(f"{result.resumed} rows taken from an earlier run")
+    for outcome in result.outcomes:
+        if outcome.error:
+            render.note(f"failed: {outcome.image}, {outcome.question!r}: {outcome.error}")
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    overlap = "" if score.mean_iou is None else f"{score.mean_iou:.3f}"
+    interval = f"{100 * score.low:.1f}-{100 * score.high:.1f}%"
+    return str(score.n), str(score.right), f"{100 * score.accuracy:.1f}%", interval, overlap

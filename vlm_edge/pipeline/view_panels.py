@@ -1,0 +1,113 @@
+"""The views that the encoder saw, enlarged, each with the outlines of its visual tokens."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.pipeline.answer import Answer
+from vlm_edge.pipeline.lettering import Letters
+from vlm_edge.tokens.positions import DROPPED
+from vlm_edge.vision import preprocess
+
+Rgb = NDArray[np.uint8]
+Edges = tuple[list[int], list[int]]
+OUTLINE = (0, 128, 96)
+INK = (28, 32, 36)
+# Tints set merged regions apart from single tokens and from each other; light, so that the text below stays readable.
+TINTS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
+TINT_ALPHA, OUTLINE_ALPHA = 56, 190
+GREY, HATCH = (134, 138, 142, 140), (64, 68, 72, 220)
+SCALE, LEAST_PX, MOST_PX, LEAST_PATCH_PX = 3, 252, 420, 8
+TITLE_PX, HATCH_STEP_PX = 24, 9
+
+
+def view_panels(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[Image.Image]:
+    """The global view and then each tile, in the order of the answer's tiles, each under a line about it.
+
+    pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles.
+    """
+    side = geometry.view_px
+    titles = ["whole image", *(f"tile {number}" for number in range(1, len(answer.tiles) + 1))]
+    views = [preprocess.global_view(pixels, side), *(preprocess.crop(pixels, tile, side) for tile in answer.tiles)]
+    panels = []
+    for i, (title, view) in enumerate(zip(titles, views, strict=True)):
+        if i < len(answer.members):
+            members = np.array(answer.members[i])
+            title = f"{title}: {len(members)} -> {len(np.unique(members[members != DROPPED]))} tokens"
+            panels.append(_titled(title, token_map(view, members.reshape(geometry.grid))))
+        else:
+            panels.append(_titled(title, _enlarged(view, geometry.grid)))
+    return panels
+
+
+def token_map(view: Rgb, owner: NDArray[np.int_]) -> Image.Image:
+    """A view with one outline round each token; patches that became one token share a tint, dropped ones are hatched.
+
+    view: uint8 [S, S, 3].  owner: [rows, cols], the token that each patch went to, or DROPPED.
+    """
+    rows, cols = owner.shape
+    image = _enlarged(view, (rows, cols)).convert("RGBA")
+    edges = _edges(image.width, cols), _edges(image.height, rows)
+    layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    _fill(ImageDraw.Draw(layer), owner, edges)
+    _hatch(layer, owner == DROPPED)
+    _outline(ImageDraw.Draw(layer), owner, edges)
+    image.alpha_composite(layer)
+    return image.convert("RGB")
+
+
+def _enlarged(view: Rgb, grid: tuple[int, int]) -> Image.Image:
+    side = max(min(SCALE * len(view), MOST_PX), LEAST_PX, LEAST_PATCH_PX * max(grid))
+    return Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _edges(side_px: int, patches: int) -> list[int]:
+    return [round(i * side_px / patches) for i in range(patches + 1)]
+
+
+def _fill(draw: ImageDraw.ImageDraw, owner: NDArray[np.int_], edges: Edges) -> None:
+    """A tint for patches that share a token, and grey for those that have none."""
+    tokens, sizes = np.unique(owner[owner != DROPPED], return_counts=True)
+    tints = {int(token): TINTS[i % len(TINTS)] for i, token in enumerate(tokens[sizes > 1])}
+    for (row, col), token in np.ndenumerate(owner):
+        box = edges[0][col], edges[1][row], edges[0][col + 1] - 1, edges[1][row + 1] - 1
+        if token == DROPPED:
+            draw.rectangle(box, fill=GREY)
+        elif int(token) in tints:
+            draw.rectangle(box, fill=(*tints[int(token)], TINT_ALPHA))
+
+
+def _hatch(layer: Image.Image, dropped: NDArray[np.bool_]) -> None:
+    if not dropped.any():
+        return
+    hatched = layer.copy()
+    draw = ImageDraw.Draw(hatched)
+    for start in range(-layer.height, layer.width, HATCH_STEP_PX):
+        draw.line((start, layer.height, start + layer.height, 0), fill=HATCH)
+    mask = Image.fromarray(dropped.astype(np.uint8) * 255)
+    layer.paste(hatched, mask=mask.resize(layer.size, Image.Resampling.NEAREST))
+
+
+def _outline(draw: ImageDraw.ImageDraw, owner: NDArray[np.int_], edges: Edges) -> None:
+    """A line wherever two neighbouring patches belong to different tokens, and one round the view."""
+    colour = (*OUTLINE, OUTLINE_ALPHA)
+    for row, (top, bottom) in enumerate(pairwise(edges[1])):
+        for col, (left, right) in enumerate(pairwise(edges[0])):
+            if col and owner[row, col] != owner[row, col - 1]:
+                draw.line((left, top, left, bottom), fill=colour, width=2)
+            if row and owner[row, col] != owner[row - 1, col]:
+                draw.line((left, top, right, top), fill=colour, width=2)
+    draw.rectangle((0, 0, edges[0][-1] - 1, edges[1][-1] - 1), outline=colour, width=2)
+
+
+def _titled(title: str, view: Image.Image) -> Image.Image:
+    letters = Letters(title, 15)
+    panel = Image.new("RGB", (max(view.width, letters.width), TITLE_PX + view.height), (255, 255, 255))
+    letters.draw(ImageDraw.Draw(panel), (0, 0), INK)
+    panel.paste(view, (0, TITLE_PX))
+    return panel
