@@ -104,7 +104,7 @@ def evaluate(
 def _show(title: str, result: Evaluation) -> None:
     """The table and what it cost on stdout, rows that failed on stderr."""
     scores = [*result.tasks.items(), ("all", result.overall)]
-    scores += [(f"stratum {tag}", score) for tag, score in result.strata.items()]
+    scores += [(f"stratum {tag}", score) for tag, score in sorted(result.strata.items())]
     render.table(title, COLUMNS, [(name, *_cells(score)) for name, score in scores])
     tokens = f"{result.visual_before_mean:.0f} -> {result.visual_after_mean:.0f}"
     render.emit(f"visual tokens, mean: {tokens}; peak memory: {format_bytes(result.measured_peak_bytes)}", end="\n")

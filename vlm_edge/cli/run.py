@@ -53,7 +53,7 @@ def run(
     if explain is not None:
         from vlm_edge.pipeline.explain import check_target
 
-        check_target(explain)
+        check_target(explain, images)
     from vlm_edge.pipeline.run import Pipeline
 
     pipeline = Pipeline.load(bundle, device=device, threads=threads, budget=budget, verify=verify)

@@ -8,6 +8,20 @@ from pathlib import Path
 
 CPU_RESERVE_BYTES = 512 << 20
 """Left to the rest of the system when no budget is named."""
+_ROOT = Path("/")
+_CGROUPS = (
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Version 2, then 1: folder, limit, use, and the field of memory.stat with cached file pages that can be dropped."""
+
+
+def threads() -> int:
+    """Logical processors that this process may use, hyper-threads counted one by one."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return max(1, os.cpu_count() or 1)
 
 
 def real_cores() -> int:
@@ -23,7 +37,7 @@ def real_cores() -> int:
 
 def _first_sibling(cpu: int) -> str:
     try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+        return (_ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return str(cpu)
 
@@ -31,10 +45,10 @@ def _first_sibling(cpu: int) -> str:
 def _cpu_quota() -> int | None:
     """Whole cores that a cgroup (version 2, then 1) grants, or None without a limit."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (_ROOT / "sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            base = Path("/sys/fs/cgroup/cpu")
+            base = _ROOT / "sys/fs/cgroup/cpu"
             quota, period = ((base / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
         except OSError:
             return None
@@ -44,33 +58,54 @@ def _cpu_quota() -> int | None:
         return None
 
 
+def total_bytes() -> int | None:
+    """Memory that this process could have at most, a container's limit counted in; None if the system is mute."""
+    known = [value for value in (_meminfo("MemTotal"), _cgroup()[0]) if value is not None]
+    return min(known) if known else None
+
+
 def available_bytes() -> int | None:
-    """Memory that can be had now without swapping, a cgroup's limit counted in; None where the system does not tell."""
-    known = [value for value in (_meminfo("MemAvailable"), _cgroup_free()) if value is not None]
+    """Memory that can be had now without swapping, a container's limit counted in; None if the system is mute."""
+    limit, used = _cgroup()
+    free = max(0, limit - used) if limit is not None else None
+    known = [value for value in (_meminfo("MemAvailable"), free) if value is not None]
     return min(known) if known else None
 
 
 def _meminfo(field: str) -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:")), None)
+    return _field(_ROOT / "proc/meminfo", f"{field}:", unit=1 << 10)
 
 
-def _cgroup_free() -> int | None:
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        return limit - int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return None
+def _cgroup() -> tuple[int | None, int]:
+    """A container's memory limit, or None without one, and what it uses, file pages that can be dropped not counted."""
+    for folder, limit, used, droppable in _CGROUPS:
+        base = _ROOT / folder
+        try:
+            most, now = int((base / limit).read_text()), int((base / used).read_text())
+        except (OSError, ValueError):
+            continue
+        return most, max(0, now - (_field(base / "memory.stat", droppable) or 0))
+    return None, 0
 
 
 def peak_rss_bytes() -> int:
     """The most resident memory that this process has held, or 0 where the system does not tell."""
+    # Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM does not.
+    own = _field(_ROOT / "proc/self/status", "VmHWM:", unit=1 << 10)
+    if own is not None:
+        return own
     try:
         import resource
     except ImportError:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def _field(path: Path, name: str, *, unit: int = 1) -> int | None:
+    """The number behind a name at the start of a line."""
+    try:
+        words = [line.split() for line in path.read_text().splitlines()]
+        return next((int(found[1]) * unit for found in words if found[:1] == [name]), None)
+    except (OSError, ValueError, IndexError):
+        return None

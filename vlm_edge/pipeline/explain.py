@@ -70,7 +70,7 @@ def explain_answer(image: Source, answer: Answer, path: Path, *, geometry: Token
     is_page = path.suffix.lower() == ".html"
     picture = io.BytesIO()
     compose(pixels, size, answer, geometry=geometry, question=None if is_page else question).save(picture, "PNG")
-    content = _page(picture.getvalue(), answer, question).encode() if is_page else picture.getvalue()
+    content = _page(picture.getvalue(), answer, question).encode(errors="replace") if is_page else picture.getvalue()
     try:
         with atomic_write(path) as stream:
             stream.write(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain, islice
 from typing import cast
 
 from PIL import ImageDraw, ImageFont
@@ -33,13 +34,10 @@ def wrap(text: str, size_px: int, width_px: int, *, max_lines: int) -> list[Lett
 
     What does not fit into max_lines is cut off, with an ellipsis in its place.
     """
-    lines: list[str] = []
-    for paragraph in text.splitlines() or [""]:
-        lines += _broken(_one_line(paragraph), size_px, width_px)
-        if len(lines) > max_lines:
-            last = _cut(lines[max_lines - 1] + ELLIPSIS, size_px, width_px)
-            lines = [*lines[: max_lines - 1], last]
-            break
+    paragraphs = (_broken(_one_line(paragraph), size_px, width_px) for paragraph in text.splitlines() or [""])
+    lines = list(islice(chain.from_iterable(paragraphs), max_lines + 1))
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], _cut(lines[max_lines - 1] + ELLIPSIS, size_px, width_px)]
     return [Letters(line, size_px) for line in lines]
 
 
@@ -59,8 +57,7 @@ def _broken(text: str, size_px: int, width_px: int) -> Iterator[str]:
         if line:
             yield line
         line = word
-        while font.getlength(line) > width_px:
-            fits = _longest(font, line, width_px)
+        while (fits := _longest(font, line, width_px)) < len(line):
             yield line[:fits]
             line = line[fits:]
     yield line
@@ -68,14 +65,14 @@ def _broken(text: str, size_px: int, width_px: int) -> Iterator[str]:
 
 def _cut(text: str, size_px: int, width_px: int) -> str:
     font, text = _fitting(text, size_px)
-    if font.getlength(text) <= width_px:
+    if _longest(font, text, width_px) >= len(text):
         return text
     return text[: _longest(font, text, width_px - font.getlength(ELLIPSIS))].rstrip() + ELLIPSIS
 
 
 def _longest(font: Font, text: str, width_px: float) -> int:
-    """How many characters fit, at least one: by bisection, as an answer may be a single word of thousands."""
-    fits, too_many = 1, len(text) + 1
+    """How many characters fit, at least one; no more than pixels, so that a word of thousands is not measured whole."""
+    fits, too_many = 1, min(len(text), max(1, int(width_px))) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
         fits, too_many = (middle, too_many) if font.getlength(text[:middle]) <= width_px else (fits, middle)

@@ -50,7 +50,7 @@ def compose(
 ) -> Image.Image:
     """Source and views beside each other, or below each other where that saves much room, under a strip with the words.
 
-    pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles.  source_px: (width, height) that boxes refer to.
+    pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles.  source_px: (width, height) of its boxes.
     question: None leaves question and answer out, for a page that has them as text.
     """
     source = source_panel(pixels, source_px, answer)

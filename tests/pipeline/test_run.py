@@ -1,0 +1,137 @@
+"""The pipeline on the embedded model: caches, limits, streaming, planning."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm_edge import AskOptions, Pipeline
+from vlm_edge.core.resources import resource_dir
+from vlm_edge.errors import BadInput, DoesNotFit
+
+PAGES = resource_dir("calibration") / "pages"
+RECEIPT = PAGES / "receipt.png"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load()
+
+
+def test_a_second_question_reuses_vision_and_the_prompt_so_far(pipeline: Pipeline) -> None:
+    first = pipeline.ask(RECEIPT, "what is the total?")
+    second = pipeline.ask(RECEIPT, "what is the date?")
+    assert first.timings_ms["vision"] > 0
+    assert second.timings_ms["vision"] == 0
+    fresh = Pipeline.load().ask(RECEIPT, "what is the date?")
+    assert second.text == fresh.text
+    assert second.tokens == fresh.tokens
+
+
+def test_questions_about_other_images_in_between_change_nothing(pipeline: Pipeline) -> None:
+    alone = {}
+    for page in sorted(PAGES.glob("*.png")):
+        asked = json.loads(page.with_suffix(".json").read_text())["questions"]
+        alone[page] = [pipeline.ask(page, entry["question"]).text for entry in asked[:3]]
+    for i in range(3):
+        for page, answers in alone.items():
+            asked = json.loads(page.with_suffix(".json").read_text())["questions"]
+            if i < len(answers):
+                assert pipeline.ask(page, asked[i]["question"]).text == answers[i]
+
+
+def test_pieces_add_up_to_the_answer(pipeline: Pipeline) -> None:
+    pieces: list[str] = []
+    answer = pipeline.ask(RECEIPT, "where is the circle?", on_text=pieces.append)
+    assert "".join(pieces) == answer.text
+    assert len([p for p in pieces if p]) > 3
+
+
+def test_stop_strings_and_limits(pipeline: Pipeline) -> None:
+    whole = pipeline.ask(RECEIPT, "what is the total?").text
+    stopped = pipeline.ask(RECEIPT, "what is the total?", AskOptions(stop=(whole[2:4],)))
+    assert stopped.text == whole[: whole.index(whole[2:4])]
+    assert stopped.stop_reason == "stop"
+    short = pipeline.ask(RECEIPT, "what is the total?", AskOptions(max_new_tokens=2))
+    assert short.text == whole[:2]
+    assert (short.stop_reason, short.tokens.generated) == ("length", 2)
+
+
+def test_sampling_is_seeded(pipeline: Pipeline) -> None:
+    def draw(seed: int) -> str:
+        return pipeline.ask(RECEIPT, "what is the total?", AskOptions(temperature=3.0, seed=seed, max_new_tokens=12)).text
+
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize(("reduce", "fewer"), [("none", False), ("threshold", True), ("random", True), ("downsample", True)])
+def test_reductions(pipeline: Pipeline, reduce: str, fewer: bool) -> None:
+    counts = pipeline.ask(RECEIPT, "what is the total?", AskOptions(reduce=reduce)).tokens
+    assert (counts.visual_after < counts.visual_before) == fewer
+
+
+def test_tiling_none_and_grid(pipeline: Pipeline) -> None:
+    assert pipeline.ask(RECEIPT, "what is the total?", AskOptions(tiling="none")).tiles == ()
+    grid = pipeline.ask(RECEIPT, "what is the total?", AskOptions(tiling="grid"))
+    assert [tile.box[:2] for tile in grid.tiles[:2]] == [(0, 0), (112, 0)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 400), (3000, 8), (112, 112), (113, 111)])
+def test_odd_sizes(pipeline: Pipeline, size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    answer = pipeline.ask(noise, "how many circles are there?")
+    assert answer.tokens.visual_before == 64 * (1 + len(answer.tiles))
+
+
+def test_an_image_beyond_the_budget_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    Image.new("L", (9000, 9000)).save(large)
+    small = Pipeline.load(budget="300MiB")
+    assert small.ask(RECEIPT, "what is the total?").text
+    with pytest.raises(DoesNotFit, match="preprocess needs"):
+        small.ask(large, "what is the total?")
+
+
+def test_more_images_than_the_bundle_takes(pipeline: Pipeline) -> None:
+    with pytest.raises(BadInput, match="1 image"):
+        pipeline.ask([RECEIPT, RECEIPT], "what is the total?")
+
+
+def test_interrupting_leaves_the_pipeline_usable(pipeline: Pipeline) -> None:
+    expected = pipeline.ask(RECEIPT, "where is the circle?").text
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.ask(RECEIPT, "where is the circle?", on_text=interrupt)
+    assert pipeline.ask(RECEIPT, "where is the circle?").text == expected
+
+
+def test_the_plan_bounds_what_was_measured() -> None:
+    """In a fresh process, since the peak of this one belongs to all tests before."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "vlm_edge.cli", "run", str(RECEIPT), "what is the total?", "--json"]
+    memory = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["memory"]
+    assert memory["measured_peak_bytes"] <= memory["planned_peak_bytes"] < 2 * memory["measured_peak_bytes"]
+
+
+def test_memory_stays_flat_over_many_questions(pipeline: Pipeline) -> None:
+    from vlm_edge.core.host import peak_rss_bytes
+
+    pages = sorted(PAGES.glob("*.png"))
+    for i in range(20):
+        pipeline.ask(pages[i % len(pages)], "what is the total?")
+    before = peak_rss_bytes()
+    for i in range(120):
+        pipeline.ask(pages[i % len(pages)], f"what is the {'total date id'.split()[i % 3]}?")
+    assert peak_rss_bytes() - before < 4 << 20
+    assert threading.active_count() == 1

@@ -1,0 +1,138 @@
+"""Held-out sets of the nano model: drawn pages, true answers, tiles that show the line, and the report over them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes.nano import evaluate, held_out
+from recipes.nano.fonts import FontsMissing, check_fonts
+from recipes.nano.labels import TileBox
+from recipes.nano.pages import VIEW_PX, draw_page
+from recipes.nano.questions import TASKS, visibility
+from tests.fake_pipeline import FakePipeline
+from vlm_edge.errors import BadInput
+from vlm_edge.pipeline.metrics import boxes_of
+from vlm_edge.pipeline.rows import EvalRow, read_rows
+from vlm_edge.pipeline.run import Pipeline
+
+SEED, PAGES = 1_234_567, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        check_fonts()
+    except FontsMissing as missing:
+        pytest.skip(str(missing))
+    out = tmp_path_factory.mktemp("held out")
+    made = held_out.make(out, pages=PAGES, seed=SEED)
+    assert made.pages == PAGES
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> tuple[EvalRow, ...]:
+    return read_rows(folder / "questions.jsonl", need_tiles=True)
+
+
+def test_pages_are_those_of_the_seed_and_index(folder: Path) -> None:
+    for index in range(PAGES):
+        page = draw_page(np.random.default_rng((SEED, index)))
+        with Image.open(folder / "pages" / f"{index:04d}.png") as stored:
+            assert np.array_equal(np.asarray(stored), page.image)
+
+
+def test_every_task_is_asked_and_counted(folder: Path, rows: tuple[EvalRow, ...]) -> None:
+    about = json.loads((folder / "about.json").read_text())
+    assert set(about["questions"]) == set(TASKS)
+    assert about["questions"] == {task: sum(row.task == task for row in rows) for task in TASKS}
+    assert {row.task for row in rows} >= {"value", "count", "absent", "other"}
+
+
+def test_answers_are_what_stands_on_the_page(rows: tuple[EvalRow, ...]) -> None:
+    for index in range(PAGES):
+        page = draw_page(np.random.default_rng((SEED, index)))
+        own = [row for row in rows if row.image == f"pages/{index:04d}.png"]
+        readable = [line.value for line in page.lines if line.box[2] <= page.width and line.box[0] >= 0]
+        assert sorted(row.answer for row in own if row.task == "value") == sorted(readable)
+        for row in own:
+            words = row.question.lower()
+            if row.task == "value":
+                assert any(line.key in words and line.value == row.answer for line in page.lines)
+            elif row.task == "color":
+                assert any(shape.kind in words and shape.color == row.answer for shape in page.shapes)
+            elif row.task == "absent":
+                assert not any(line.key in words for line in page.lines)
+
+
+def test_a_value_can_be_read_through_its_tiles(rows: tuple[EvalRow, ...]) -> None:
+    for row in (row for row in rows if row.task == "value"):
+        index = int(Path(row.image).stem)
+        page = draw_page(np.random.default_rng((SEED, index)))
+        line = next(line for line in page.lines if line.value == row.answer)
+        assert row.tiles is not None
+        assert visibility(line, [TileBox(x0, y0) for x0, y0, _, _ in row.tiles]) is True
+        assert ("long" in row.stratum) == (line.box[2] - line.box[0] > VIEW_PX)
+
+
+def test_tiles_fit_page_view_and_limit(folder: Path, rows: tuple[EvalRow, ...]) -> None:
+    for row in rows:
+        with Image.open(folder / row.image) as page:
+            width, height = page.size
+        assert row.tiles is not None
+        assert len(row.tiles) <= held_out.MAX_TILES
+        for x0, y0, x1, y1 in row.tiles:
+            assert (x1 - x0, y1 - y0) == (VIEW_PX, VIEW_PX)
+            assert x0 >= 0
+            assert y0 >= 0
+            assert x1 <= width
+            assert y1 <= height
+
+
+def test_boxes_hold_the_shape_that_is_asked_for(rows: tuple[EvalRow, ...]) -> None:
+    for row in (row for row in rows if row.task == "where"):
+        page = draw_page(np.random.default_rng((SEED, int(Path(row.image).stem))))
+        shape = next(shape for shape in page.shapes if shape.kind in row.question.lower())
+        (box,) = boxes_of(row.answer) or [(0, 0, 0, 0)]
+        extents = (page.width, page.height) * 2
+        assert all(abs(1000 * v / e - b) <= 5.5 for v, e, b in zip(shape.box, extents, box, strict=True))
+
+
+def test_seeds_of_training_and_samples_are_refused(tmp_path: Path) -> None:
+    for seed in (0, 7, 999_999, 2_000_000, 2**32):
+        with pytest.raises(BadInput, match="training"):
+            held_out.make(tmp_path, pages=1, seed=seed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_compares_every_configuration(
+    folder: Path, rows: tuple[EvalRow, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pipeline = FakePipeline({row.question: row.answer for row in rows})
+    monkeypatch.setattr(Pipeline, "load", lambda _bundle, **_: pipeline)
+    results = tmp_path / "results.json"
+    arguments = ["evaluate", "run", str(folder), "--bundle", "b", "--results", str(results), "--thresholds", "0.9"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert evaluate.main() == 0
+    shown = capsys.readouterr().out
+    report: dict[str, Any] = json.loads(results.read_text())
+    names = [each["name"] for each in report["configurations"]]
+    assert len(names) == 8
+    assert all(f"### {name}\n" in shown for name in names)
+    kept = [each["options"]["keep"] for each in report["configurations"] if "keep" in each["options"]]
+    assert kept == [math.ceil(64 * 112 / 448) / 64] * 2  # the fake keeps 112 of 448 tokens whatever it is asked
+    assert report["data"]["seed"] == SEED
+    assert report["cpu"]
+    # the bundle's default is no merging, so that configuration is not asked again
+    assert len(pipeline.calls) == 7 * len(rows)
+    assert evaluate.main() == 0
+    assert len(pipeline.calls) == 7 * len(rows)
