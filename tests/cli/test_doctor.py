@@ -226,7 +226,7 @@ def test_a_jetson_is_recognised(tmp_path: Path, files: dict[str, str], found: st
     assert machine.detect_jetson(tmp_path) == found
 
 
-def test_versions_come_from_metadata_and_what_is_missing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_come_from_metadata_and_what_is_missing_is_left_out() -> None:
     assert machine.installed(("numpy", "no-such-package")) == {"numpy": metadata.version("numpy")}
 
 

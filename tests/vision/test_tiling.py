@@ -143,18 +143,11 @@ def test_a_line_at_any_pixel_gives_two_that_abut_within_its_rows(seed, cell_px, 
     assert best[0].y1 >= y + 16
 
 
-dense = pytest.mark.xfail(
-    strict=True, reason="where every window cuts more than CUT_WEIGHT lets it cover, salient_tiles finds nothing"
-)
-
-
-@dense
 @pytest.mark.parametrize("cell_px", [7, 8])
 def test_one_tile_is_found_on_a_line_wider_than_it(cell_px):
     assert len(tiles_of(dots((504, 320), [(120, 100, 180, 16)]), cell_px=cell_px, max_tiles=1)) == 1
 
 
-@dense
 @pytest.mark.parametrize(("width", "height"), [(300, 300), (200, 200), (400, 130)])
 @pytest.mark.parametrize("cell_px", [7, 8, 14, 16])
 def test_detail_larger_than_a_tile_both_ways_still_gets_tiles(width, height, cell_px):

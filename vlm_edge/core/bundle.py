@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
-from vlm_edge.core.load import load_file, to_plain
+from vlm_edge.core.load import load_file, read_text, to_plain
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import DamagedBundle
 
@@ -20,11 +20,13 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _STRICT = {"extra": "forbid"}
 _REBUILD = "build the bundle again, or copy it again from its source"
+_DISTRUST = "do not use this bundle"
+_READABLE = "check the permissions of the folder and its files, and the disk"
 
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """One file of a bundle: `path` is relative with forward slashes; `role` is what it is, `target` for which device."""
+    """One file of a bundle: a relative path with forward slashes; `role` is what it is, `target` for which device."""
 
     path: str
     sha256: str
@@ -110,7 +112,10 @@ class Bundle:
         for artifact in self.manifest.artifacts:
             if artifact.role == role and artifact.target in (target, "any"):
                 return self.root / artifact.path
-        raise DamagedBundle(f"bundle {self.manifest.name} has no {role} for {target}", remedy=f"vlm-edge export MODEL {self.root} --target {target}")
+        raise DamagedBundle(
+            f"bundle {self.manifest.name} has no {role} for {target}",
+            remedy=f"vlm-edge export MODEL {self.root} --target {target}",
+        )
 
     def targets(self) -> tuple[str, ...]:
         """Devices that the bundle has a decoder for."""
@@ -122,27 +127,34 @@ def open_bundle(root: Path) -> Bundle:
 
     Raises DamagedBundle.
     """
+    try:
+        _check_folder(root)
+        path = root / MANIFEST
+        _check_schema(path)
+        manifest = load_file(path, Manifest, error=DamagedBundle)
+        if manifest.self_sha256 != manifest.digest():
+            raise DamagedBundle(f"{path} was changed after it was written", remedy=_REBUILD)
+        for artifact in manifest.artifacts:
+            _check_file(root, artifact)
+    except OSError as cause:
+        raise DamagedBundle(f"bundle {root} cannot be read: {cause}", remedy=_READABLE) from cause
+    return Bundle(root, manifest)
+
+
+def _check_folder(root: Path) -> None:
     if not root.is_dir():
         raise DamagedBundle(f"bundle {root} is not a folder", remedy="name the folder that holds manifest.json")
-    path = root / MANIFEST
-    if not path.is_file():
+    if not (root / MANIFEST).is_file():
         partial = any(root.iterdir())
         why = "was not finished: it has files but no manifest.json" if partial else "is empty"
         raise DamagedBundle(f"bundle {root} {why}", remedy=_REBUILD)
-    _check_schema(path)
-    manifest = load_file(path, Manifest, error=DamagedBundle)
-    if manifest.self_sha256 != manifest.digest():
-        raise DamagedBundle(f"{path} was changed after it was written", remedy=_REBUILD)
-    for artifact in manifest.artifacts:
-        _check_file(root, artifact)
-    return Bundle(root, manifest)
 
 
 def _check_schema(path: Path) -> None:
     """Name a newer schema as such before strict parsing trips over its new fields."""
     try:
-        version = json.loads(path.read_text("utf-8"))["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as cause:
+        version = json.loads(read_text(path, error=DamagedBundle))["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as cause:
         raise DamagedBundle(f"{path} is not a manifest: {cause}", remedy=_REBUILD) from cause
     if version != SCHEMA_VERSION:
         remedy = "install a newer vlm-edge" if isinstance(version, int) and version > SCHEMA_VERSION else _REBUILD
@@ -151,8 +163,8 @@ def _check_schema(path: Path) -> None:
 
 def _check_file(root: Path, artifact: ArtifactRef) -> None:
     relative = PurePosixPath(artifact.path)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in artifact.path or "\0" in artifact.path or not relative.parts:
-        raise DamagedBundle(f"manifest names a path outside the bundle: {artifact.path!r}", remedy="do not use this bundle")
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts or {"\\", "\0"} & {*artifact.path}:
+        raise DamagedBundle(f"manifest names a path outside the bundle: {artifact.path!r}", remedy=_DISTRUST)
     path = root / relative
     try:
         inside = path.resolve().is_relative_to(root.resolve())
@@ -160,7 +172,7 @@ def _check_file(root: Path, artifact: ArtifactRef) -> None:
     except (OSError, ValueError, RuntimeError) as cause:
         raise DamagedBundle(f"{artifact.path!r} cannot be read: {cause}", remedy=_REBUILD) from cause
     if not inside:
-        raise DamagedBundle(f"{artifact.path} links to a file outside the bundle", remedy="do not use this bundle")
+        raise DamagedBundle(f"{artifact.path} links to a file outside the bundle", remedy=_DISTRUST)
     if size is None:
         raise DamagedBundle(f"{artifact.path} is missing from bundle {root}", remedy=_REBUILD)
     if size != artifact.bytes:
@@ -178,12 +190,15 @@ def verify_hashes(bundle: Bundle, *, force: bool = False) -> None:
 
     force: hash again whatever is remembered.  Raises DamagedBundle for the first file that differs.
     """
-    stamp = _stamp(bundle)
-    if not force and stamp in _remembered():
-        return
-    for artifact in bundle.manifest.artifacts:
-        if hash_file(bundle.root / artifact.path) != artifact.sha256:
-            raise DamagedBundle(f"{artifact.path} differs from what was written: its SHA-256 is wrong", remedy=_REBUILD)
+    try:
+        stamp = _stamp(bundle)
+        if not force and stamp in _remembered():
+            return
+        wrong = [a.path for a in bundle.manifest.artifacts if hash_file(bundle.root / a.path) != a.sha256]
+    except OSError as cause:
+        raise DamagedBundle(f"bundle {bundle.root} cannot be read: {cause}", remedy=_READABLE) from cause
+    if wrong:
+        raise DamagedBundle(f"{wrong[0]} differs from what was written: its SHA-256 is wrong", remedy=_REBUILD)
     _remember(stamp)
 
 
@@ -192,7 +207,7 @@ def _stamp(bundle: Bundle) -> str:
     for artifact in bundle.manifest.artifacts:
         status = (bundle.root / artifact.path).stat()
         parts += [artifact.path, str(status.st_size), str(status.st_mtime_ns)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _cache_file() -> Path:

@@ -26,7 +26,9 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except (TemplateError, RecursionError) as cause:
-            raise DamagedBundle(f"the chat template does not compile: {cause}", remedy="build the bundle again") from cause
+            raise DamagedBundle(
+                f"the chat template does not compile: {cause}", remedy="build the bundle again"
+            ) from cause
         self._constants = {name: str(tokenizer_config.get(name, "")) for name in ("bos_token", "eos_token")}
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -35,7 +37,15 @@ class ChatTemplate:
 
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._constants)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as cause:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            RecursionError,
+            MemoryError,
+        ) as cause:
             raise DamagedBundle(f"the chat template failed: {cause}", remedy="do not use this bundle") from cause
         if len(text) > MAX_PROMPT_CHARS:
             raise DamagedBundle("the chat template made an endless prompt", remedy="do not use this bundle")

@@ -17,13 +17,17 @@ MAX_FILE_BYTES = 64 << 20
 
 def load_file(path: Path, kind: type[T], *, error: type[VlmEdgeError] = BadInput) -> T:
     """Read a .json, .yaml or .yml file as `kind`; raises `error` with file and field named."""
+    return parse(parse_text(read_text(path, error=error), str(path), error=error), kind, str(path), error=error)
+
+
+def read_text(path: Path, *, error: type[VlmEdgeError] = BadInput) -> str:
+    """A file of at most MAX_FILE_BYTES in UTF-8; raises `error`."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise error(f"{path} is larger than any such file should be", remedy="check that this is the right file")
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as cause:
         raise error(f"{path} cannot be read: {cause}", remedy="check the path and the file's permissions") from cause
-    return parse(parse_text(text, str(path), error=error), kind, str(path), error=error)
 
 
 def parse_text(text: str, name: str, *, error: type[VlmEdgeError] = BadInput) -> Any:

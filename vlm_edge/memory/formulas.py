@@ -41,6 +41,12 @@ def prefill_activation_bytes(text: TextSpec, *, tokens: int, elem_bytes: int = F
     return elem_bytes * tokens * (2 * text.hidden + max(inner, attention))
 
 
-def image_decode_bytes(*, pixels: int) -> int:
-    """Host bytes while an image is read: RGB at 3 B a pixel, one copy during conversion, and grey for saliency at 1 B."""
-    return pixels * (3 + 3 + 1)
+DECODE_BYTES_PER_PX = 9
+"""Pillow's 4 B copy, the 3 B result, 1 B of grey and strips; measured on PNG, JPEG and TIFF."""
+DECODE_BYTES_PER_PX_BY_FORMAT = {"WEBP": 20, "GIF": 14}
+"""Decoders that hold canvases of their own beside the image."""
+
+
+def image_decode_bytes(*, pixels: int, file_format: str = "") -> int:
+    """Host bytes while an image of that format is read and searched for detail."""
+    return pixels * DECODE_BYTES_PER_PX_BY_FORMAT.get(file_format, DECODE_BYTES_PER_PX)

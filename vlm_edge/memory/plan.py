@@ -56,11 +56,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Load:
-    """What one run asks for: image sizes in pixels, tiles per image, and text tokens (question and answer)."""
+    """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length."""
 
-    image_pixels: tuple[int, ...]
+    decode_bytes: tuple[int, ...]
     tiles: int
-    text_tokens: int
+    context_tokens: int
     kv_bits: int = 32
 
 
@@ -69,9 +69,9 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
 
     artifact_bytes: bytes by role; weights count once, since ONNX Runtime repacks them while it reads the file.
     """
-    images = len(load.image_pixels)
+    images = len(load.decode_bytes)
     visual = visual_token_count(model.geometry, tiles=load.tiles, images=images)
-    context = visual + load.text_tokens
+    context = load.context_tokens
     views = images * (1 + load.tiles)
     always = PHASES
     later = PHASES[1:]
@@ -85,9 +85,9 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
         PlanItem("vision.weights", tower, always, "tower and projector files", "exact"),
         PlanItem(
             "image.decode",
-            formulas.image_decode_bytes(pixels=max(load.image_pixels, default=0)),
+            max(load.decode_bytes, default=0),
             ("preprocess",),
-            "7 B a pixel of the largest image",
+            "the largest image, by its format",
             "bound",
         ),
         PlanItem(

@@ -6,14 +6,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from PIL.Image import Image as PilImage
 
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
 from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import BadInput, DoesNotFit
+from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.memory.plan import Load, Plan, plan_run
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
 from vlm_edge.pipeline.options import AskOptions, Look
@@ -24,13 +26,8 @@ from vlm_edge.units import format_bytes, parse_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.fingerprint import fingerprint
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image | np.ndarray[Any, Any]"
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
 NANO = Path(__file__).parents[1] / "nano"
-QUESTION_TOKENS = 128
-"""Room for the template and the question in a plan made before the question is known."""
 REDUCED_DECODE_FACTOR = 4
 
 
@@ -75,7 +72,7 @@ class Pipeline:
             raise BadInput(f"--threads {threads} is not allowed", remedy="use 1 or more")
         chosen = choose_device(opened, device)
         limit = parse_bytes(budget) if isinstance(budget, str) else budget
-        check_fits(plan(opened, AskOptions(tiling="none"), image_sizes=(), budget_bytes=limit))
+        check_fits(plan(opened, AskOptions(tiling="none"), images=(), budget_bytes=limit))
         verify_hashes(opened, force=verify)
         return cls(opened, device=chosen, threads=threads or host.real_cores(), budget_bytes=limit)
 
@@ -136,9 +133,10 @@ class Pipeline:
         """Visual tokens of an image, from the cache where possible; its cache key; the planned peak in bytes."""
         max_pixels = options.max_pixels or self.bundle.manifest.limits.max_pixels
         with timed(timings, "preprocess"):
-            size = source_size(image, max_pixels)
+            header = source_header(image, max_pixels)
+            size = header.width, header.height
             key = fingerprint(image) + repr(look)
-            planned = plan(self.bundle, options, image_sizes=(size,), budget_bytes=self.budget_bytes)
+            planned = plan(self.bundle, options, images=(header,), budget_bytes=self.budget_bytes)
         known = self._cache.get(key)
         if known is None:
             check_fits(planned)
@@ -205,14 +203,14 @@ class Pipeline:
         return stream.text, generated, "stop" if stream.stopped else reason
 
 
-def source_size(source: Any, max_pixels: int) -> tuple[int, int]:
-    """Width and height without decoding."""
+def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
+    """Size and format without decoding; arrays and PIL images tell theirs."""
     if isinstance(source, np.ndarray):
-        return (int(source.shape[1]), int(source.shape[0])) if source.ndim >= 2 else (0, 0)
-    if hasattr(source, "size") and not isinstance(source, bytes):
-        return int(source.size[0]), int(source.size[1])
-    header = sources.probe(source, max_pixels=max_pixels)
-    return header.width, header.height
+        height, width = source.shape[:2] if source.ndim >= 2 else (0, 0)
+        return sources.ImageHeader(int(width), int(height), "array", "RGB")
+    if isinstance(source, PilImage):
+        return sources.ImageHeader(source.width, source.height, "memory", source.mode)
+    return sources.probe(source, max_pixels=max_pixels)
 
 
 def choose_device(bundle: Bundle, device: str) -> str:
@@ -235,7 +233,7 @@ def choose_device(bundle: Bundle, device: str) -> str:
 
 
 def plan(
-    bundle: Bundle, options: AskOptions, *, image_sizes: tuple[tuple[int, int], ...], budget_bytes: int | None
+    bundle: Bundle, options: AskOptions, *, images: tuple[sources.ImageHeader, ...], budget_bytes: int | None
 ) -> Plan:
     """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now."""
     limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
@@ -246,7 +244,8 @@ def plan(
     if budget_bytes is None:
         free = host.available_bytes()
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
-    load = Load(tuple(w * h for w, h in image_sizes), look.max_tiles, text_tokens=limits.max_model_len)
+    decode = tuple(image_decode_bytes(pixels=i.width * i.height, file_format=i.format) for i in images)
+    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len)
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
 
 

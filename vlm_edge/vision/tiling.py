@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CUT_WEIGHT = 30.0
+LEAST_CUT_WEIGHT = 0.1
 CENTER_BONUS = 0.002
 
 
@@ -46,25 +47,29 @@ def salient_tiles(
     through: a window that would halve a word loses against one that holds it whole. For what is wider than a window, two
     windows side by side are tried as one, and win when their worth per tile is higher; they abut exactly, so a line of text
     goes on in the next tile where it left off. Selection stops when a window adds less than `min_share` of the first.
+    Where detail fills so much that every window cuts more than it covers, the weight is halved until one pays.
     """
     span = tile_px // cell_px
     energy = saliency.astype(np.float64) ** power
     energy = np.pad(energy, [(0, max(0, span - size)) for size in energy.shape])
     tiles: list[Tile] = []
     first = 0.0
+    cut_weight = CUT_WEIGHT
     while len(tiles) < max_tiles:
-        single, pair = _best_window(energy, span, span), None
+        single, pair = _best_window(energy, span, span, cut_weight), None
         if len(tiles) + 2 <= max_tiles and energy.shape[1] >= 2 * span:
-            pair = _best_window(energy, span, 2 * span)
+            pair = _best_window(energy, span, 2 * span, cut_weight)
         wide = pair is not None and pair.worth / 2 > single.worth
         chosen = pair if pair is not None and wide else single
         gains = [_gain(energy, chosen.row, chosen.col + i * span, span) for i in range(2 if wide else 1)]
+        if max(gains) <= min_share * single.most and cut_weight > LEAST_CUT_WEIGHT:
+            cut_weight /= 2  # every window that holds something cuts more than it covers
+            continue
         first = first or max(gains)
         if max(gains) <= min_share * first:
             break
-        for i, gain in enumerate(gains):
-            x0, y0 = (chosen.col + i * span) * cell_px, chosen.row * cell_px
-            tiles.append(_tile(x0, y0, image_px, tile_px, gain))
+        left = max(0, min(chosen.col * cell_px, image_px[0] - tile_px * len(gains)))
+        tiles += [_tile(left + i * tile_px, chosen.row * cell_px, image_px, tile_px, gain) for i, gain in enumerate(gains)]
         energy[chosen.row : chosen.row + span, chosen.col : chosen.col + span * len(gains)] = 0
     return reading_order(tiles)
 
@@ -74,15 +79,16 @@ class _Window:
     row: int
     col: int
     worth: float
+    most: float
 
 
-def _best_window(energy: NDArray[np.float64], rows: int, cols: int) -> _Window:
+def _best_window(energy: NDArray[np.float64], rows: int, cols: int, cut_weight: float) -> _Window:
     """The rows x cols window that covers most and cuts least; among equals, the one that centres what it covers."""
     covered = _window_sums(energy, rows, cols)
-    worth = covered - CUT_WEIGHT * _cut_by_border(energy, rows, cols)
+    worth = covered - cut_weight * _cut_by_border(energy, rows, cols)
     worth += CENTER_BONUS * covered.max() * _centring(energy, covered, rows, cols)
     row, col = np.unravel_index(int(np.argmax(worth)), worth.shape)
-    return _Window(int(row), int(col), float(worth[row, col]))
+    return _Window(int(row), int(col), float(worth[row, col]), float(covered.max()))
 
 
 def _gain(energy: NDArray[np.float64], row: int, col: int, span: int) -> float:
@@ -108,18 +114,20 @@ def reading_order(tiles: list[Tile]) -> tuple[Tile, ...]:
     rest = sorted(tiles, key=lambda tile: (tile.y0, tile.x0))
     ordered: list[Tile] = []
     while rest:
-        tile = rest.pop(0)
-        left = next((t for t in rest if t.x1 == tile.x0 and abs(t.y0 - tile.y0) < (tile.y1 - tile.y0) // 2), None)
-        if left is not None:
+        row = [rest.pop(0)]
+        while left := next((t for t in rest if t.x1 == row[0].x0 and _same_row(t, row[0])), None):
             rest.remove(left)
-            rest.insert(0, tile)
-            tile = left
-        ordered.append(tile)
-        right = next((t for t in rest if t.x0 == tile.x1 and abs(t.y0 - tile.y0) < (tile.y1 - tile.y0) // 2), None)
-        if right is not None:
+            row.insert(0, left)
+        while right := next((t for t in rest if t.x0 == row[-1].x1 and _same_row(t, row[-1])), None):
             rest.remove(right)
-            rest.insert(0, right)
+            row.append(right)
+        ordered += row
     return tuple(ordered)
+
+
+def _same_row(one: Tile, other: Tile) -> bool:
+    """Whether two tiles share more than half of their rows."""
+    return abs(one.y0 - other.y0) < (one.y1 - one.y0) // 2
 
 
 def _window_sums(values: NDArray[np.float64], rows: int, cols: int) -> NDArray[np.float64]:
