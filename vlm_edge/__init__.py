@@ -1,7 +1,7 @@
 """Vision-language models on one small GPU, a Jetson or a CPU.
 
-    from vlm_edge import Pipeline
-    print(Pipeline.load().ask("page.png", "what is the total?").text)
+from vlm_edge import Pipeline
+print(Pipeline.load().ask("page.png", "what is the total?").text)
 """
 
 from __future__ import annotations

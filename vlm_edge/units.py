@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from vlm_edge.errors import BadInput
 
@@ -23,13 +24,14 @@ def parse_bytes(text: str) -> int:
     factor = _FACTORS.get(match[2].lower() or "b") if match else None
     if match is None or factor is None:
         raise BadInput(f"{text!r} is not an amount of memory", remedy="write it like 24GiB, 512MiB or 8GB")
-    return round(float(match[1]) * factor)
+    return round(Decimal(match[1]) * factor)
 
 
 def format_bytes(count: int) -> str:
-    """Bytes -> `22.4 GiB`, `512 MiB`, `1.5 KiB` or `17 B`: binary units, three figures at most."""
+    """Bytes -> `22.4 GiB`, `512 MiB`, `1.5 KiB` or `17 B`: binary units, with one decimal below 100."""
     for name, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        if abs(count) >= factor:
-            value = count / factor
-            return f"{value:.0f} {name}" if value >= 100 else f"{value:.1f} {name}"
+        value = count / factor
+        # What would round up to 1024 of a unit is 1.0 of the next.
+        if abs(value) >= 1 - 0.5 / KIB:
+            return f"{value:.0f} {name}" if abs(value) >= 99.95 else f"{value:.1f} {name}"
     return f"{count} B"

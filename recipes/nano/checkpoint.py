@@ -1,7 +1,7 @@
 """A training checkpoint -> the Hugging Face folder that ships, and from there the embedded bundle.
 
-    python -m recipes.nano.checkpoint save TRAINED.pt recipes/nano/checkpoint
-    python -m recipes.nano.checkpoint bundle recipes/nano/checkpoint vlm_edge/nano
+python -m recipes.nano.checkpoint save TRAINED.pt recipes/nano/checkpoint
+python -m recipes.nano.checkpoint bundle recipes/nano/checkpoint vlm_edge/nano
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ ROOT = Path(__file__).parents[2]
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% for part in message.content %}"
     "{% if part.type == 'image' %}" + IMAGE + "{% else %}"
-    "{% if message.role == 'user' %}" + QUESTION + "{{ part.text }}" + ANSWER + "{% else %}{{ part.text }}{{ eos_token }}{% endif %}"
+    "{% if message.role == 'user' %}"
+    + QUESTION
+    + "{{ part.text }}"
+    + ANSWER
+    + "{% else %}{{ part.text }}{{ eos_token }}{% endif %}"
     "{% endif %}{% endfor %}{% endfor %}"
 )
 
@@ -39,8 +43,12 @@ def save(trained: Path, out: Path) -> None:
     tokenizer = build_tokenizer()
     tokenizer.save(str(out / "tokenizer.json"))
     names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
-    _write(out / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024, **names})
-    ids = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
+    _write(
+        out / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024, **names}
+    )
+    ids = {
+        f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))
+    }
     _write(out / "generation_config.json", {"_from_model_config": False, **ids})
     _write(
         out / "preprocessor_config.json",
@@ -57,7 +65,9 @@ def bundle(checkpoint: Path, out: Path, llm: str | None = None) -> None:
     """Pack a saved checkpoint as recipes/nano.yaml says; `llm` overrides the decoder's precision."""
     recipe = load_file(ROOT / "recipes/nano.yaml", Recipe)
     if llm is not None:
-        recipe = Recipe(**{**recipe.__dict__, "packing": Packing(llm=llm, vision=recipe.packing.vision), "name": f"nano-{llm}"})
+        recipe = Recipe(
+            **{**recipe.__dict__, "packing": Packing(llm=llm, vision=recipe.packing.vision), "name": f"nano-{llm}"}
+        )
     pages = sorted((ROOT / "calibration/pages").glob("*.png"))
     images = [np.asarray(Image.open(page).convert("RGB")) for page in pages]
     built = build_bundle(checkpoint, out, recipe, images=images)

@@ -41,7 +41,14 @@ TYPEFACES: tuple[Typeface, ...] = (
     Typeface("Roboto", "roboto/unhinted/RobotoTTF/Roboto-Regular.ttf", "fonts-roboto-unhinted", "Apache-2.0", 13),
     Typeface("Open Sans", "open-sans/OpenSans-Regular.ttf", "fonts-open-sans", "Apache-2.0", 13),
     Typeface("Lato", "lato/Lato-Regular.ttf", "fonts-lato", "OFL-1.1", 13),
-    Typeface("JetBrains Mono", "jetbrains-mono/JetBrainsMono-Regular.ttf", "fonts-jetbrains-mono", "OFL-1.1", 12, held_out=True),
+    Typeface(
+        "JetBrains Mono",
+        "jetbrains-mono/JetBrainsMono-Regular.ttf",
+        "fonts-jetbrains-mono",
+        "OFL-1.1",
+        12,
+        held_out=True,
+    ),
     Typeface("Carlito", "crosextra/Carlito-Regular.ttf", "fonts-crosextra-carlito", "OFL-1.1", 14, held_out=True),
 )
 

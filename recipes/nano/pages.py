@@ -7,6 +7,7 @@ light ink that no question asks about; the body text alone often covers more tha
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,7 +183,9 @@ def _free(box: Box, taken: list[Box], gap: float) -> bool:
     )
 
 
-def _place(rng: np.random.Generator, size: tuple[float, float], page: tuple[int, int], taken: list[Box], gap: float) -> Box | None:
+def _place(
+    rng: np.random.Generator, size: tuple[float, float], page: tuple[int, int], taken: list[Box], gap: float
+) -> Box | None:
     width, height = size
     if width >= page[0] or height >= page[1]:
         return None
@@ -210,7 +213,9 @@ def _draw_shape(draw: ImageDraw.ImageDraw, kind: str, box: Box, fill: tuple[int,
         draw.rectangle((x0, y0 + third * h, x1, y1 - third * h), fill=fill)
 
 
-def _place_shapes(rng: np.random.Generator, draw: ImageDraw.ImageDraw, page: tuple[int, int], dark: bool, taken: list[Box]) -> list[Shape]:
+def _place_shapes(
+    rng: np.random.Generator, draw: ImageDraw.ImageDraw, page: tuple[int, int], dark: bool, taken: list[Box]
+) -> list[Shape]:
     shapes: list[Shape] = []
     target = int(rng.integers(0, 7))
     favourite = SHAPES[int(rng.integers(4))]
@@ -307,7 +312,7 @@ def _draw_card(
         draw.text((x + row.value_dx, baseline), row.value, fill=color, font=font, anchor="ls")
         start = x + row.value_dx
         edges = [start + font.getlength(row.value[:j]) for j in range(len(row.value) + 1)]
-        centers = tuple((a + b) / 2 for a, b in zip(edges, edges[1:], strict=False))
+        centers = tuple((a + b) / 2 for a, b in itertools.pairwise(edges))
         text_box = (x, baseline - ascent - 1, x + row.width, baseline + 2.0)
         lines.append(Line(row.key, row.value, text_box, start, centers, baseline - ascent / 2, face.name, size))
     taken.append(box)

@@ -55,7 +55,11 @@ def reference_answer(
     inputs = torch.tensor([ids])
     with torch.no_grad():
         out = model.generate(
-            input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=pixels, max_new_tokens=new_tokens, do_sample=False
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            pixel_values=pixels,
+            max_new_tokens=new_tokens,
+            do_sample=False,
         )
     return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
 

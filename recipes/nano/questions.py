@@ -61,7 +61,11 @@ def phrase(rng: np.random.Generator, task: str, target: str) -> str:
 def box_text(shape: Shape, page: Page) -> str:
     """`<box>x1,y1,x2,y2</box>` in thousandths of the page's sides."""
     extents = (page.width, page.height, page.width, page.height)
-    return "<box>" + ",".join(str(LOCATIONS[location_index(v, e)]) for v, e in zip(shape.box, extents, strict=True)) + "</box>"
+    return (
+        "<box>"
+        + ",".join(str(LOCATIONS[location_index(v, e)]) for v, e in zip(shape.box, extents, strict=True))
+        + "</box>"
+    )
 
 
 def visibility(line: Line, tiles: list[TileBox]) -> bool | None:
@@ -158,5 +162,3 @@ def training_questions(rng: np.random.Generator, page: Page, tiles: list[TileBox
         if found is not None:
             questions.append(found)
     return questions
-
-

@@ -30,7 +30,14 @@ def is_receipt(page: Page) -> bool:
     circles = sum(shape.kind == "circle" for shape in page.shapes)
     inside = all(line.box[2] <= page.width for line in page.lines)
     light = page.image.mean() > 180
-    return {"total", "date"} <= keys and circles == 1 and inside and light and page.text_px2 > CAPACITY_PX2 and page.width > 1200
+    return (
+        {"total", "date"} <= keys
+        and circles == 1
+        and inside
+        and light
+        and page.text_px2 > CAPACITY_PX2
+        and page.width > 1200
+    )
 
 
 def questions(page: Page) -> list[dict[str, str]]:
@@ -68,7 +75,12 @@ def make(out: Path) -> None:
             if accept(page) and len(encoded := png_bytes(page)) <= MAX_PNG_BYTES:
                 break
         (out / f"{name}.png").write_bytes(encoded)
-        entry = {"image": f"{name}.png", "seed": [SEED, seed - 1], "size": [page.width, page.height], "questions": questions(page)}
+        entry = {
+            "image": f"{name}.png",
+            "seed": [SEED, seed - 1],
+            "size": [page.width, page.height],
+            "questions": questions(page),
+        }
         (out / f"{name}.json").write_text(json.dumps(entry, indent=1) + "\n")
         print(name, page.width, page.height, len(encoded))
 

@@ -21,7 +21,7 @@ from . import views
 from .labels import GRID, TileBox
 from .model import build_model, whiten_projector
 from .optimizers import Optimizers
-from .pages import VIEW_PX, Page, Style, draw_page
+from .pages import Page, Style, draw_page
 from .questions import training_questions
 from .tokenizer import ANSWER, BOS, EOS, GLOBAL, QUESTION, TILE, build_tokenizer, encode_answer
 from .train_vision import normalize, soft_cross_entropy
@@ -104,7 +104,9 @@ class Packed:
     targets: torch.Tensor
 
 
-def pack(model: LlavaForConditionalGeneration, batch: list[Example], features: torch.Tensor, rng: np.random.Generator) -> Packed:
+def pack(
+    model: LlavaForConditionalGeneration, batch: list[Example], features: torch.Tensor, rng: np.random.Generator
+) -> Packed:
     """Put each page's views once and all its questions behind them; a question sees the views and itself only.
 
     features: [all views of the batch, P, Dv]. On three pages of five, neighbouring tokens are merged, as the runtime may.
@@ -189,7 +191,11 @@ def train(
     model.model.vision_tower.base_model.post_layernorm.requires_grad_(False)
     if start_from is not None:
         model.load_state_dict(torch.load(start_from)["model"])
-    language = {"projector": model.model.multi_modal_projector, "decoder": model.model.language_model, "head": model.lm_head}
+    language = {
+        "projector": model.model.multi_modal_projector,
+        "decoder": model.model.language_model,
+        "head": model.lm_head,
+    }
     trained = language | ({"tower": model.model.vision_tower} if joint else {})
     optimizers = Optimizers(trained, muon_lr=3e-3 * rate, adamw_lr=1.8e-3 * rate, steps=steps)
     start = 0
@@ -218,10 +224,14 @@ def train(
         shown_right = right if shown_right is None else 0.95 * shown_right + 0.05 * right
         now = time.monotonic()
         if step % 25 == 0:
-            print(f"step {step} {now - began:.0f}s lr {factor:.2f} loss {shown_loss:.4f} right {shown_right:.4f} length {packed.embeds.shape[1]}", flush=True)
+            state = f"loss {shown_loss:.4f} right {shown_right:.4f} length {packed.embeds.shape[1]}"
+            print(f"step {step} {now - began:.0f}s lr {factor:.2f} {state}", flush=True)
         done = step + 1 == steps or (minutes is not None and now - began > 60 * minutes)
         if done or now - last_saved > 600:
-            torch.save({"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": step + 1}, out.with_suffix(".tmp"))
+            torch.save(
+                {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": step + 1},
+                out.with_suffix(".tmp"),
+            )
             out.with_suffix(".tmp").replace(out)
             last_saved = now
         if done:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from . import views
-from .labels import GLOBAL_HEADS, GRID, HEADS, NO_LABEL, SLOTS, TILE_HEADS, global_labels, tile_labels
+from .labels import GRID, HEADS, NO_LABEL, TILE_HEADS, global_labels, tile_labels
 from .optimizers import Optimizers
 from .pages import VIEW_PX, draw_page
 
@@ -101,10 +101,7 @@ def losses(stage: VisionStage, features: torch.Tensor, labels: torch.Tensor) -> 
             continue
         target = targets[name][index]
         logits = stage.head[name](flat[index]).float()
-        if name in ("x0", "y0", "x1", "y1"):
-            loss = soft_cross_entropy(logits, target)
-        else:
-            loss = F.cross_entropy(logits, target)
+        loss = (soft_cross_entropy if name in ("x0", "y0", "x1", "y1") else F.cross_entropy)(logits, target)
         weight = {"index": 0.3, "cut": 0.3, "kind": 1.0, "key": 1.0}.get(name, 1.0 if name in TILE_HEADS else 0.3)
         total = total + weight * loss
         parts[name] = (logits.argmax(-1) == target).float().mean().item()
@@ -122,7 +119,9 @@ def train(out: Path, *, steps: int, seed: int = 0, minutes: float | None = None)
     """Train to `steps`, saving to `out` every ten minutes; an existing checkpoint is continued."""
     torch.manual_seed(seed)
     stage = VisionStage()
-    optimizers = Optimizers({"tower": stage.tower, "norm": stage.norm, "head": stage.head}, muon_lr=4e-3, adamw_lr=2.4e-3, steps=steps)
+    optimizers = Optimizers(
+        {"tower": stage.tower, "norm": stage.norm, "head": stage.head}, muon_lr=4e-3, adamw_lr=2.4e-3, steps=steps
+    )
     start = 0
     if out.exists():
         saved = torch.load(out)
@@ -167,6 +166,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=None, help="stop (and save) after this long; run again to go on")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="stop (and save) after this long; run again to go on"
+    )
     arguments = parser.parse_args()
     train(arguments.out, steps=arguments.steps, seed=arguments.seed, minutes=arguments.minutes)

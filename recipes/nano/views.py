@@ -26,10 +26,9 @@ def cut(page: Page, tile: TileBox) -> np.ndarray:
 
 def salient(page: Page, max_tiles: int) -> list[TileBox]:
     """The tiles that the runtime would choose."""
-    found = tiling.salient_tiles(
-        saliency.detail(preprocess.grey(page.image), cell_px=CELL_PX), image_px=(page.width, page.height), tile_px=VIEW_PX, cell_px=CELL_PX,
-        max_tiles=max_tiles,
-    )  # fmt: skip
+    detail = saliency.detail(preprocess.grey(page.image), cell_px=CELL_PX)
+    size = page.width, page.height
+    found = tiling.salient_tiles(detail, image_px=size, tile_px=VIEW_PX, cell_px=CELL_PX, max_tiles=max_tiles)
     return [TileBox(tile.x0, tile.y0) for tile in found]
 
 
@@ -38,7 +37,7 @@ def around(rng: np.random.Generator, page: Page, line: Line) -> list[TileBox]:
 
     Now and then the tile is moved so that the line is cut.
     """
-    x0, y0, x1, y1 = line.box
+    x0, y0, _, y1 = line.box
     slack_y = VIEW_PX - (y1 - y0)
     top = _clip(y0 - rng.uniform(0, slack_y), page.height)
     slack = VIEW_PX - line.width_px

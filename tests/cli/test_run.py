@@ -66,7 +66,16 @@ def test_json_holds_the_contract_and_nothing_else(capsys: pytest.CaptureFixture[
         "answer", "tokens", "tiles", "boxes", "points", "timings_ms", "memory", "stop_reason", "bundle", "device",
     }  # fmt: skip
     assert set(answer["tokens"]) == {"visual_before", "visual_after", "prompt", "generated"}
-    assert set(answer["timings_ms"]) == {"load", "preprocess", "saliency", "vision", "reduce", "prefill", "decode", "total"}
+    assert set(answer["timings_ms"]) == {
+        "load",
+        "preprocess",
+        "saliency",
+        "vision",
+        "reduce",
+        "prefill",
+        "decode",
+        "total",
+    }
     assert answer["tokens"]["visual_before"] == 64 * (1 + len(answer["tiles"]))
     assert answer["stop_reason"] == "eos"
     (box,) = answer["boxes"]
@@ -272,3 +281,19 @@ def test_arrays_and_bytes_through_the_api() -> None:
     pixels = np.asarray(Image.open(PAGE).convert("RGB"))
     answers = {pipeline.ask(image, TOTAL).text for image in (pixels, PAGE.read_bytes(), io.BytesIO(PAGE.read_bytes()))}
     assert answers == {expected_total()}
+
+
+def test_interrupting_ends_with_130(tmp_path: Path) -> None:
+    """Standard input stays open, so the program waits for its image until it is interrupted."""
+    import signal
+    import time
+
+    command = [sys.executable, "-m", "vlm_edge.cli", "run", "-", TOTAL]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert out == b""
+    assert b"Traceback" not in err

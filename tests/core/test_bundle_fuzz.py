@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,7 +107,7 @@ JSON_CHANGES = tuple(map(json_change, (odd_value, other_type, deep_value, rename
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["as it is", "sealed again"])
 def test_no_mutation_gets_through(tiny_bundle: Bundle, sealed: bool) -> None:
-    """Sealed again: an attacker gives the changed manifest a fitting hash of its own; then it may load, but not crash."""
+    """Sealed again: an attacker gave the changed manifest a fitting hash; then it may load, but never crash."""
     path = tiny_bundle.root / "manifest.json"
     original = path.read_bytes()
     rng = random.Random(20_26)
@@ -114,23 +116,27 @@ def test_no_mutation_gets_through(tiny_bundle: Bundle, sealed: bool) -> None:
         mutated = rng.choice((*TEXT_CHANGES, *JSON_CHANGES))(original, rng)
         path.write_bytes(seal(mutated) if sealed else mutated)
         started = time.perf_counter()
-        try:
-            opened = open_bundle(tiny_bundle.root)
-        except DamagedBundle as error:
-            assert error.remedy
-            assert len(error.message) < 2000, number
+        outcome = attempt(tiny_bundle.root)
+        if isinstance(outcome, DamagedBundle):
+            assert outcome.remedy
+            assert len(outcome.message) < 2000, number
         else:
             loaded += 1
-            assert sealed or opened == tiny_bundle, number
-            assert all((opened.root / artifact.path).is_file() for artifact in opened.manifest.artifacts)
+            assert sealed or outcome == tiny_bundle, number
+            assert all((outcome.root / artifact.path).is_file() for artifact in outcome.manifest.artifacts)
         assert time.perf_counter() - started < SECONDS_EACH, number
     assert 0 < loaded < MUTATIONS / 2
 
 
+def attempt(root: Path) -> Bundle | DamagedBundle:
+    try:
+        return open_bundle(root)
+    except DamagedBundle as error:
+        return error
+
+
 def seal(text: bytes) -> bytes:
     """The same JSON with the hash that belongs to it, or the text as it is where it is no such JSON."""
-    import hashlib
-
     try:
         plain = json.loads(text)
         plain["self_sha256"] = ""

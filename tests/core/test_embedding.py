@@ -101,11 +101,22 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, change: Callable[
         EmbeddingTable(path)
 
 
+def headed(length: int, content: bytes) -> bytes:
+    return length.to_bytes(8, "little") + content
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0" * 8, b"\xff" * 64, b"\x05\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0{}", b"\x04\0\0\0\0\0\0\0\xff\xff\xff\xff",
-     (90_000).to_bytes(8, "little") + b"[" * 90_000],
-)  # fmt: skip
+    [
+        b"",
+        b"\0" * 8,
+        b"\xff" * 64,
+        headed(5, b"{}"),
+        headed(2, b"{}"),
+        headed(4, b"\xff" * 4),
+        headed(90_000, b"[" * 90_000),
+    ],
+)
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "e").write_bytes(content)
     with pytest.raises(DamagedBundle, match="no embedding table"):

@@ -64,13 +64,17 @@ def test_stop_strings_and_limits(pipeline: Pipeline) -> None:
 
 def test_sampling_is_seeded(pipeline: Pipeline) -> None:
     def draw(seed: int) -> str:
-        return pipeline.ask(RECEIPT, "what is the total?", AskOptions(temperature=3.0, seed=seed, max_new_tokens=12)).text
+        return pipeline.ask(
+            RECEIPT, "what is the total?", AskOptions(temperature=3.0, seed=seed, max_new_tokens=12)
+        ).text
 
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(6)}) > 1
 
 
-@pytest.mark.parametrize(("reduce", "fewer"), [("none", False), ("threshold", True), ("random", True), ("downsample", True)])
+@pytest.mark.parametrize(
+    ("reduce", "fewer"), [("none", False), ("threshold", True), ("random", True), ("downsample", True)]
+)
 def test_reductions(pipeline: Pipeline, reduce: str, fewer: bool) -> None:
     counts = pipeline.ask(RECEIPT, "what is the total?", AskOptions(reduce=reduce)).tokens
     assert (counts.visual_after < counts.visual_before) == fewer
@@ -132,6 +136,6 @@ def test_memory_stays_flat_over_many_questions(pipeline: Pipeline) -> None:
         pipeline.ask(pages[i % len(pages)], "what is the total?")
     before = peak_rss_bytes()
     for i in range(120):
-        pipeline.ask(pages[i % len(pages)], f"what is the {'total date id'.split()[i % 3]}?")
+        pipeline.ask(pages[i % len(pages)], f"what is the {['total', 'date', 'id'][i % 3]}?")
     assert peak_rss_bytes() - before < 4 << 20
     assert threading.active_count() == 1

@@ -9,6 +9,7 @@ import typer
 
 from vlm_edge import __version__
 from vlm_edge.cli import render
+from vlm_edge.cli.options import AsJson, Device, Keep, MaxNewTokens, MaxTiles, Reduce, Threads, Threshold, Tiling
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
@@ -20,19 +21,10 @@ COLUMNS = ("", "rows", "right", "accuracy", "95% interval", "mean IoU")
 
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder, or nano for the embedded model.")]
 Data = Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Rows of image, question, answer; see below.")]
-Tiling = Annotated[str | None, typer.Option(help="auto (salient tiles), grid, or none (global view only).")]
-MaxTiles = Annotated[int | None, typer.Option(help="Full-resolution tiles beside the global view.")]
-Reduce = Annotated[str | None, typer.Option(help="Visual tokens: none, threshold, random or downsample.")]
-Keep = Annotated[float | None, typer.Option(help="Share of tokens that random and downsample keep.")]
-Threshold = Annotated[float | None, typer.Option(help="Cosine above which neighbouring tokens merge.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per real core.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
 TilesFromData = Annotated[bool, typer.Option("--tiles-from-data", help="Show each row's own tiles.")]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Count a row that fails as wrong, and go on.")]
 Out = Annotated[Path | None, typer.Option(help="Append each row's outcome to this .jsonl; a second run continues it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
 def evaluate(

@@ -43,10 +43,16 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No notes and no progress bars; works after a command too.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No notes and no progress bars; works after a command too.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="More notes; works after a command too.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; works after a command too.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback with an error; works after a command too.")
+    ] = False,
 ) -> None:
     """Options that stand before a command."""
 

@@ -58,7 +58,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """A table on stdout; plain columns where stdout is no terminal."""
     if not sys.stdout.isatty():
         widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [columns, *rows]]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [columns, *rows]
+        ]
         emit("\n".join([title, *(line.rstrip() for line in lines)]), end="\n")
         return
     from rich.console import Console

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_edge.cli import render
+from vlm_edge.cli.options import AsJson, Device, Keep, MaxNewTokens, MaxTiles, Reduce, Threads, Threshold, Tiling
 from vlm_edge.errors import BadInput
 
 if TYPE_CHECKING:
@@ -16,27 +17,56 @@ if TYPE_CHECKING:
 EXAMPLE = 'Example: vlm-edge run page.png "what is the total?" --explain seen.png'
 
 
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE... QUESTION", help="Image files, or - for standard input; then the question.", show_default=False
+    ),
+]
+Bundle = Annotated[
+    Path | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Memory that may be used, such as 8GiB; default: what is free now.", show_default=False),
+]
+Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more random.")]
+TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="Stop before this text; may be given several times.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="Of sampling and of random reduction.")]
+MaxPixels = Annotated[
+    int | None, typer.Option(help="Largest image, in pixels; default 400 million.", show_default=False)
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")]
+Explain = Annotated[
+    Path | None,
+    typer.Option(help="Draw tiles, merged tokens and boxes to this .png or .html.", show_default=False),
+]
+
+
 def run(
-    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Image file(s), or - for standard input; then the question.", show_default=False)],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)] = None,
-    budget: Annotated[str | None, typer.Option(help="Memory that may be used, such as 8GiB; default: what is free now.", show_default=False)] = None,
-    max_tiles: Annotated[int | None, typer.Option(help="Full-resolution tiles beside the global view.", show_default=False)] = None,
-    tiling: Annotated[str | None, typer.Option(help="auto (salient tiles), grid, or none (global view only).", show_default=False)] = None,
-    reduce: Annotated[str | None, typer.Option(help="Visual tokens: none, threshold, random or downsample.", show_default=False)] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of tokens that random and downsample keep.", show_default=False)] = None,
-    threshold: Annotated[float | None, typer.Option(help="Cosine above which neighbouring tokens merge.", show_default=False)] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", show_default=False)] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more random.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling and of random reduction.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one per real core.", show_default=False)] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Largest image, in pixels; default 400 million.", show_default=False)] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")] = False,
-    explain: Annotated[Path | None, typer.Option(help="Draw tiles, merged tokens and boxes to this .png or .html.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-) -> None:  # fmt: skip
+    inputs: Inputs,
+    bundle: Bundle = None,
+    budget: Budget = None,
+    max_tiles: MaxTiles = None,
+    tiling: Tiling = None,
+    reduce: Reduce = None,
+    keep: Keep = None,
+    threshold: Threshold = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    stop: Stop = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    max_pixels: MaxPixels = None,
+    verify: Verify = False,
+    explain: Explain = None,
+    as_json: AsJson = False,
+) -> None:
     """Answer a question about an image, reading it through one global view and the tiles that hold detail.
 
     Example: vlm-edge run page.png "what is the total?" --explain seen.png
@@ -54,9 +84,11 @@ def run(
         from vlm_edge.pipeline.explain import check_target
 
         check_target(explain, images)
-    from vlm_edge.pipeline.run import Pipeline
+    from vlm_edge.pipeline.run import Pipeline, find_bundle, preflight
 
-    pipeline = Pipeline.load(bundle, device=device, threads=threads, budget=budget, verify=verify)
+    opened = find_bundle(bundle)
+    preflight(opened, images, options, budget)
+    pipeline = Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify)
     answer = pipeline.ask(images, question, options, on_text=None if as_json else render.emit)
     if explain is not None:
         from vlm_edge.pipeline.explain import explain_answer

@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _STRICT = {"extra": "forbid"}
 _REBUILD = "build the bundle again, or copy it again from its source"
+_MAX_SHOWN_CHARS = 200
 _DISTRUST = "do not use this bundle"
 _READABLE = "check the permissions of the folder and its files, and the disk"
 
@@ -158,25 +159,32 @@ def _check_schema(path: Path) -> None:
         raise DamagedBundle(f"{path} is not a manifest: {cause}", remedy=_REBUILD) from cause
     if version != SCHEMA_VERSION:
         remedy = "install a newer vlm-edge" if isinstance(version, int) and version > SCHEMA_VERSION else _REBUILD
-        raise DamagedBundle(f"{path} has schema {version!r}; this vlm-edge reads {SCHEMA_VERSION}", remedy=remedy)
+        raise DamagedBundle(
+            f"{path} has schema {_shown(repr(version))}; this vlm-edge reads {SCHEMA_VERSION}", remedy=remedy
+        )
 
 
 def _check_file(root: Path, artifact: ArtifactRef) -> None:
-    relative = PurePosixPath(artifact.path)
+    relative, name = PurePosixPath(artifact.path), _shown(artifact.path)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts or {"\\", "\0"} & {*artifact.path}:
-        raise DamagedBundle(f"manifest names a path outside the bundle: {artifact.path!r}", remedy=_DISTRUST)
+        raise DamagedBundle(f"manifest names a path outside the bundle: {name!r}", remedy=_DISTRUST)
     path = root / relative
     try:
         inside = path.resolve().is_relative_to(root.resolve())
         size = path.stat().st_size if path.is_file() else None
     except (OSError, ValueError, RuntimeError) as cause:
-        raise DamagedBundle(f"{artifact.path!r} cannot be read: {cause}", remedy=_REBUILD) from cause
+        raise DamagedBundle(f"{name!r} cannot be read: {_shown(str(cause))}", remedy=_REBUILD) from cause
     if not inside:
-        raise DamagedBundle(f"{artifact.path} links to a file outside the bundle", remedy=_DISTRUST)
+        raise DamagedBundle(f"{name} links to a file outside the bundle", remedy=_DISTRUST)
     if size is None:
-        raise DamagedBundle(f"{artifact.path} is missing from bundle {root}", remedy=_REBUILD)
+        raise DamagedBundle(f"{name} is missing from bundle {root}", remedy=_REBUILD)
     if size != artifact.bytes:
-        raise DamagedBundle(f"{artifact.path} has {size} bytes, the manifest says {artifact.bytes}", remedy=_REBUILD)
+        raise DamagedBundle(f"{name} has {size} bytes, the manifest says {artifact.bytes}", remedy=_REBUILD)
+
+
+def _shown(text: str) -> str:
+    """What an unchecked manifest says, short enough for a message."""
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."
 
 
 def hash_file(path: Path) -> str:

@@ -1,58 +1,56 @@
-"""Chat templates: text from a bundle that becomes a program, so it runs in Jinja2's immutable sandbox."""
+"""Chat templates: text from a bundle that becomes a program, so it runs in a sandbox that meters it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from vlm_edge.errors import DamagedBundle
 
 MAX_TEMPLATE_CHARS = 64 * 1024
 MAX_PROMPT_CHARS = 1 << 20
+_DISTRUST = "do not use this bundle"
 
 
 class ChatTemplate:
-    """A compiled template. Raises DamagedBundle when it does not compile, reaches for Python objects, or fails."""
+    """A compiled template. Raises DamagedBundle when it does not compile, reaches for Python objects, fails or is endless.
+
+    Not safe for use from two threads at once.
+    """
 
     def __init__(self, source: str, tokenizer_config: Mapping[str, Any]) -> None:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from vlm_edge.core.sandbox import MeteredEnvironment
 
         if len(source) > MAX_TEMPLATE_CHARS:
-            raise DamagedBundle("the chat template is too long", remedy="do not use this bundle")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals.clear()
-        environment.globals["raise_exception"] = _refuse
+            raise DamagedBundle("the chat template is too long", remedy=_DISTRUST)
+        self._environment = MeteredEnvironment()
         try:
-            self._template = environment.from_string(source)
-        except (TemplateError, RecursionError) as cause:
-            raise DamagedBundle(
-                f"the chat template does not compile: {cause}", remedy="build the bundle again"
-            ) from cause
-        self._constants = {name: str(tokenizer_config.get(name, "")) for name in ("bos_token", "eos_token")}
+            self._template = self._environment.from_string(source)
+        except Exception as cause:  # a template can make Jinja2 and Python's compiler raise almost anything
+            why = f"the chat template does not compile: {cause}"
+            raise DamagedBundle(why, remedy="build the bundle again") from cause
+        self._constants = {name: _text(tokenizer_config.get(name)) for name in ("bos_token", "eos_token")}
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt's text, ready for the answer to begin."""
-        from jinja2 import TemplateError
-
+        self._environment.steps = 0
+        parts: list[str] = []
+        chars = 0
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._constants)
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            RecursionError,
-            MemoryError,
-        ) as cause:
-            raise DamagedBundle(f"the chat template failed: {cause}", remedy="do not use this bundle") from cause
-        if len(text) > MAX_PROMPT_CHARS:
-            raise DamagedBundle("the chat template made an endless prompt", remedy="do not use this bundle")
-        return text
+            for part in self._template.generate(messages=messages, add_generation_prompt=True, **self._constants):
+                parts.append(part)
+                chars += len(part)
+                if chars > MAX_PROMPT_CHARS:
+                    break
+        except Exception as cause:  # it is a program, and may fail in any way
+            raise DamagedBundle(f"the chat template failed: {cause}", remedy=_DISTRUST) from cause
+        if chars > MAX_PROMPT_CHARS:
+            raise DamagedBundle("the chat template made an endless prompt", remedy=_DISTRUST)
+        return "".join(parts)
 
 
-def _refuse(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+def _text(token: Any) -> str:
+    """A special token, which tokenizer_config.json has as text, as a mapping with its content, or as null."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return "" if token is None else str(token)

@@ -18,8 +18,8 @@ _MAX_HEADER_BYTES = 1 << 20
 class EmbeddingTable:
     """One matrix [V, D] in a safetensors file; raises DamagedBundle for anything else.
 
-    The header is read here rather than with the safetensors library because only a map of the file can leave the rest of
-    the table on disk; the format is eight bytes of header length, a JSON header, then raw rows.
+    The header is read here rather than with the safetensors library because only a map of the file can leave the rest
+    of the table on disk; the format is eight bytes of header length, a JSON header, then raw rows.
     """
 
     def __init__(self, path: Path) -> None:

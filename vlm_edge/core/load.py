@@ -6,10 +6,14 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 from vlm_edge.errors import BadInput, VlmEdgeError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 MAX_FILE_BYTES = 64 << 20
@@ -31,40 +35,55 @@ def read_text(path: Path, *, error: type[VlmEdgeError] = BadInput) -> str:
 
 
 def parse_text(text: str, name: str, *, error: type[VlmEdgeError] = BadInput) -> Any:
-    """JSON for names that end in .json, else YAML (safe subset)."""
+    """JSON for names that end in .json, else YAML (safe subset, no aliases)."""
     try:
-        if name.endswith(".json"):
-            return json.loads(text)
-        import yaml
-
-        return yaml.safe_load(text)
+        return json.loads(text) if name.endswith(".json") else _parse_yaml(text, name, error)
     except (ValueError, RecursionError) as cause:
         raise error(f"{name} is not valid: {cause}", remedy="write the file again") from cause
-    except Exception as cause:
-        if type(cause).__module__.startswith("yaml"):
-            raise error(f"{name} is not valid YAML: {cause}", remedy="correct the file at that place") from cause
-        raise
+
+
+def _parse_yaml(text: str, name: str, error: type[VlmEdgeError]) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """An alias can stand for a value that has aliases itself: ten lines could make a million values."""
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise error(f"{name} has a YAML alias (*name)", remedy="write the value out where it is needed")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as cause:
+        raise error(f"{name} is not valid YAML: {cause}", remedy="correct the file at that place") from cause
 
 
 def parse(data: Any, kind: type[T], name: str, *, error: type[VlmEdgeError] = BadInput) -> T:
     """Validate plain data as the dataclass `kind`; no coercion from text to numbers, no unknown keys."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+        return cast("T", _adapter(cast("Any", kind)).validate_json(json.dumps(data), strict=True))
     except ValidationError as cause:
         first = cause.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         known = field_names(kind)
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1) if first["loc"] else []
         unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        if unknown and nearest:
-            remedy = f"did you mean {nearest[0]!r}?"
-        else:
-            remedy = "remove the key" if unknown else "correct the field"
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "remove the key"
+        remedy = hint if unknown else "correct the field"
         raise error(f"{name}: {where}: {first['msg'].lower()}", remedy=remedy) from cause
     except (TypeError, ValueError, RecursionError) as cause:
         raise error(f"{name} is not valid: {cause}", remedy="write the file again") from cause
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Built once for each kind: that takes longer than most files do."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def field_names(kind: Any) -> list[str]:

@@ -16,7 +16,9 @@ def kv_cache_bytes(text: TextSpec, *, tokens: int, batch: int = 1, elem_bits: in
     return 2 * text.layers * text.kv_heads * text.head_dim * tokens * batch * elem_bits // 8
 
 
-def vision_activation_bytes(vision: VisionSpec, *, views: int, elem_bytes: int = FLOAT32_BYTES, fused: bool = False) -> int:
+def vision_activation_bytes(
+    vision: VisionSpec, *, views: int, elem_bytes: int = FLOAT32_BYTES, fused: bool = False
+) -> int:
     """An upper bound on what the tower holds at once, in its widest layer.
 
     views: views encoded in one call.  Per view, with T = patches + 1 tokens: the residual stream and its normed copy

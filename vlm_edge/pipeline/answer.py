@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_edge.vision.tiling import Tile
 
-_BOX = re.compile(r"([^<>]*)<box>(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})</box>")
+_BOX = re.compile(r"<box>(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})</box>")
 _POINT = re.compile(r"<point>(\d{1,4}),(\d{1,4})</point>")
 GRID = 1000
 """Models write coordinates in thousandths of the image's width and height."""
@@ -75,10 +75,13 @@ class Answer:
 
 def find_boxes(text: str, *, width: int, height: int) -> tuple[LabelledBox, ...]:
     """Every `<box>x1,y1,x2,y2</box>` of an answer, scaled to pixels and clipped to the image."""
-    found = []
+    found, start = [], 0
     for match in _BOX.finditer(text):
-        x0, y0, x1, y1 = (_to_px(value, side) for value, side in zip(match.groups()[1:], (width, height) * 2, strict=True))
-        found.append(LabelledBox(match[1].strip(), (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))))
+        # Not part of the pattern: a search that begins with "anything" takes the square of the text's length.
+        label = re.split("[<>]", text[start : match.start()])[-1].strip()
+        start = match.end()
+        x0, y0, x1, y1 = map(_to_px, match.groups(), (width, height) * 2)
+        found.append(LabelledBox(label, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))))
     return tuple(found)
 
 

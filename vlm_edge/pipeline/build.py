@@ -18,7 +18,15 @@ from vlm_edge import __version__
 from vlm_edge.backends.onnx import export
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import (
-    ArtifactRef, Bundle, Manifest, ParityResult, atomic_write, hash_file, merge_artifacts, reference, write_manifest,
+    ArtifactRef,
+    Bundle,
+    Manifest,
+    ParityResult,
+    atomic_write,
+    hash_file,
+    merge_artifacts,
+    reference,
+    write_manifest,
 )  # fmt: skip
 from vlm_edge.core.load import parse_text, to_plain
 from vlm_edge.core.recipe import Recipe
@@ -47,7 +55,9 @@ def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequenc
     """
     missing = [name for name in CONFIGURATION.values() if not (checkpoint / name).is_file()]
     if missing:
-        raise BadInput(f"{checkpoint} lacks {', '.join(missing)}", remedy="save processor and tokenizer beside the weights")
+        raise BadInput(
+            f"{checkpoint} lacks {', '.join(missing)}", remedy="save processor and tokenizer beside the weights"
+        )
     family = discover.family(recipe.family)
     components = importlib.import_module(f"vlm_edge.models.{recipe.family}.components")
     out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +67,11 @@ def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequenc
     spec = family.spec(config)
     spec = replace(spec, geometry=replace(spec.geometry, separator_tokens=1 if recipe.view_tokens else 0))
     model = components.load_checkpoint(checkpoint)
-    parity = [export.export_encoder(components.VisionAndProjector(model), _views(images, spec.vision.image_px, checkpoint), out / "vision/cpu")]
+    parity = [
+        export.export_encoder(
+            components.VisionAndProjector(model), _views(images, spec.vision.image_px, checkpoint), out / "vision/cpu"
+        )
+    ]
     artifacts.append(reference(out, "vision/cpu/model.onnx", role="vision.graph", target="cpu", dtype="fp32"))
     artifacts.append(_write_embedding(model.get_input_embeddings().weight, out))
     decoder = components.text_model(model)
@@ -109,7 +123,9 @@ def _decoder_parity(decoder: Any, out: Path, spec: Any, recipe: Recipe) -> Parit
     """Last-position logits of a random prompt of vocabulary embeddings, in two chunks, against torch."""
     import torch
 
-    engine = discover.backend("onnx").engine(out / "llm/cpu/model.onnx", spec.text, "cpu", 1, recipe.limits.max_model_len)
+    engine = discover.backend("onnx").engine(
+        out / "llm/cpu/model.onnx", spec.text, "cpu", 1, recipe.limits.max_model_len
+    )
     ids = torch.from_numpy(np.random.default_rng(0).integers(5, spec.text.vocab // 2, PARITY_TOKENS))
     with torch.no_grad():
         embeds = decoder.get_input_embeddings()(ids)

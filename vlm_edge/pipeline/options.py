@@ -50,7 +50,9 @@ class AskOptions:
         _share("--threshold", self.threshold)
         _share("--top-p", self.top_p)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise BadInput(f"--temperature {self.temperature} is not allowed", remedy="use 0 for greedy, or a number above 0")
+            raise BadInput(
+                f"--temperature {self.temperature} is not allowed", remedy="use 0 for greedy, or a number above 0"
+            )
         if "" in self.stop:
             raise BadInput("--stop is empty", remedy="give the text at which to stop")
         if self.tiles is not None and (self.tiling is not None or self.max_tiles is not None):

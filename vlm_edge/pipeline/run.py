@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from PIL.Image import Image as PilImage
@@ -44,7 +44,11 @@ class Pipeline:
         self._prompt = family.prompt(bundle)
         self._encoder = backend.encoder(bundle.path("vision.graph", target=device), device, threads)
         self._engine = backend.engine(
-            bundle.path("llm.graph", target=device), self._spec.text, device, threads, bundle.manifest.limits.max_model_len
+            bundle.path("llm.graph", target=device),
+            self._spec.text,
+            device,
+            threads,
+            bundle.manifest.limits.max_model_len,
         )
         self._load_ms = 1000 * (time.perf_counter() - started)
         self._cache = SeenCache()
@@ -53,7 +57,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        bundle: str | os.PathLike[str] | None = None,
+        bundle: str | os.PathLike[str] | Bundle | None = None,
         *,
         device: str = "auto",
         threads: int | None = None,
@@ -67,7 +71,7 @@ class Pipeline:
         Raises DamagedBundle, MissingDependency, BadInput, DoesNotFit.
         Example: `Pipeline.load().ask("page.png", "what is the total?").text`
         """
-        opened = open_bundle(NANO if bundle is None else Path(bundle))
+        opened = bundle if isinstance(bundle, Bundle) else find_bundle(bundle)
         if threads is not None and threads < 1:
             raise BadInput(f"--threads {threads} is not allowed", remedy="use 1 or more")
         chosen = choose_device(opened, device)
@@ -93,13 +97,22 @@ class Pipeline:
         """
         started = time.perf_counter()
         options = options or AskOptions()
-        images = list(image) if isinstance(image, list | tuple) else [image]
+        images: list[ImageInput] = list(image) if isinstance(image, list | tuple) else [cast("ImageInput", image)]
         limits, defaults = self.bundle.manifest.limits, self.bundle.manifest.defaults
         look = Look.of(options, defaults, limits.max_tiles)
         if len(images) > limits.max_images:
-            raise BadInput(f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}", remedy="ask about fewer images")
+            raise BadInput(
+                f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}",
+                remedy="ask about fewer images",
+            )
         tokens = self._prompt.tokens(question, images=len(images))
-        timings: dict[str, float] = {"load": self._load_ms, "preprocess": 0.0, "saliency": 0.0, "vision": 0.0, "reduce": 0.0}
+        timings: dict[str, float] = {
+            "load": self._load_ms,
+            "preprocess": 0.0,
+            "saliency": 0.0,
+            "vision": 0.0,
+            "reduce": 0.0,
+        }
         seen, keys, planned = [], [], 0
         for each in images:
             shown, key, peak = self._see(each, look, options, timings)
@@ -116,7 +129,9 @@ class Pipeline:
         first = seen[0]
         return Answer(
             text=text,
-            tokens=TokenCounts(sum(s.tokens_before for s in seen), sum(s.tokens_after for s in seen), prompt_length, generated),
+            tokens=TokenCounts(
+                sum(s.tokens_before for s in seen), sum(s.tokens_after for s in seen), prompt_length, generated
+            ),
             tiles=first.tiles,
             boxes=find_boxes(text, width=first.width, height=first.height),
             points=find_points(text, width=first.width, height=first.height),
@@ -129,7 +144,9 @@ class Pipeline:
             members=tuple(tuple(int(m) for m in view.members) for view in first.views),
         )
 
-    def _see(self, image: ImageInput, look: Look, options: AskOptions, timings: dict[str, float]) -> tuple[Seen, str, int]:
+    def _see(
+        self, image: ImageInput, look: Look, options: AskOptions, timings: dict[str, float]
+    ) -> tuple[Seen, str, int]:
         """Visual tokens of an image, from the cache where possible; its cache key; the planned peak in bytes."""
         max_pixels = options.max_pixels or self.bundle.manifest.limits.max_pixels
         with timed(timings, "preprocess"):
@@ -203,6 +220,21 @@ class Pipeline:
         return stream.text, generated, "stop" if stream.stopped else reason
 
 
+def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
+    """The bundle in a folder, or the embedded one; its manifest is read and checked, nothing is loaded."""
+    return open_bundle(NANO if path is None else Path(path))
+
+
+def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> None:
+    """Refuse from the manifest and the images' headers alone what does not fit, before anything is loaded or decoded.
+
+    Raises DoesNotFit, and BadImage or BadInput for what the headers and options already show.
+    """
+    max_pixels = options.max_pixels or bundle.manifest.limits.max_pixels
+    headers = tuple(source_header(image, max_pixels) for image in images)
+    check_fits(plan(bundle, options, images=headers, budget_bytes=parse_bytes(budget) if budget else None))
+
+
 def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
     """Size and format without decoding; arrays and PIL images tell theirs."""
     if isinstance(source, np.ndarray):
@@ -257,4 +289,3 @@ def check_fits(planned: Plan) -> None:
             f"{planned.peak_phase} needs {format_bytes(planned.peak_bytes)}; {format_bytes(planned.budget_bytes)} are allowed",
             remedy=f"raise --budget, or shrink the largest part, {largest.name} ({format_bytes(largest.bytes)}: {largest.formula})",
         )
-

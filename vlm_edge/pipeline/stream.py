@@ -10,8 +10,8 @@ REPLACEMENT = "\ufffd"
 class TextStream:
     """Collects token ids and hands out text that later tokens cannot change.
 
-    decode: ids -> text.  A token that ends inside a UTF-8 character is held back until the rest has come; so is text that
-    may be the beginning of a stop string.
+    decode: ids -> text.  A token that ends inside a UTF-8 character is held back until the rest has come; so is text
+    that may be the beginning of a stop string.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], *, stop: Sequence[str] = ()) -> None:
@@ -44,10 +44,11 @@ class TextStream:
         if self.stopped:
             return ""
         waiting = self._held + fresh
-        found = [at for at in (waiting.find(stop) for stop in self._stop) if at >= 0]
+        # The stop string that is complete first wins: then it does not matter how the text falls into tokens.
+        found = [(at + len(stop), at) for stop in self._stop if (at := waiting.find(stop)) >= 0]
         if found:
             self.stopped = True
-            waiting, self._held = waiting[: min(found)], ""
+            waiting, self._held = waiting[: min(found)[1]], ""
         elif last:
             self._held = ""
         else:

@@ -89,9 +89,7 @@ def choose_tiles(pixels: NDArray[np.uint8], geometry: TokenGeometry, look: Look)
         return tiling.grid_tiles(image_px=(width, height), tile_px=side, max_tiles=look.max_tiles)
     cell = side // CELLS_PER_TILE
     detail = saliency.detail(preprocess.grey(pixels), cell_px=cell)
-    return tiling.salient_tiles(
-        detail, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles
-    )
+    return tiling.salient_tiles(detail, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles)
 
 
 def _given_tile(box: Box, *, image_px: tuple[int, int], side_px: int) -> Tile:

@@ -28,5 +28,3 @@ def fingerprint(source: Source) -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-

@@ -10,6 +10,7 @@ from vlm_edge.vision.tiling import Tile
 
 Rgb = NDArray[np.uint8]
 
+
 def global_view(pixels: Rgb, side_px: int) -> Rgb:
     """The whole image [H, W, 3] squeezed to [side_px, side_px, 3]; its proportions are not kept."""
     return np.asarray(Image.fromarray(pixels).resize((side_px, side_px), Image.Resampling.BICUBIC))

@@ -22,7 +22,7 @@ def detail(gray: NDArray[np.uint8], *, cell_px: int) -> NDArray[np.float32]:
     lost = lost_variation(gray, cell_px=cell_px)
     above = np.clip(lost - NOISE_FACTOR * np.median(lost), 0, None)
     contrast = _reduce(np.maximum, gray, cell_px).astype(np.float32) - _reduce(np.minimum, gray, cell_px)
-    return contrast * above**0.25
+    return np.asarray(contrast * above**0.25, np.float32)
 
 
 def lost_variation(gray: NDArray[np.uint8], *, cell_px: int) -> NDArray[np.float32]:
@@ -53,7 +53,7 @@ def _cancelled(change: NDArray[np.int16], cell_px: int) -> NDArray[np.float32]:
     wide = change.astype(np.int32)
     net = _reduce(np.add, wide, cell_px)
     rises = _reduce(np.add, np.maximum(wide, 0), cell_px)
-    return (2 * np.minimum(rises, rises - net)).astype(np.float32)
+    return np.asarray(2 * np.minimum(rises, rises - net), np.float32)
 
 
 def _reduce(function: np.ufunc, values: NDArray[Any], cell_px: int) -> NDArray[Any]:

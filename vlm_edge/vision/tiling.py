@@ -69,7 +69,9 @@ def salient_tiles(
         if max(gains) <= min_share * first:
             break
         left = max(0, min(chosen.col * cell_px, image_px[0] - tile_px * len(gains)))
-        tiles += [_tile(left + i * tile_px, chosen.row * cell_px, image_px, tile_px, gain) for i, gain in enumerate(gains)]
+        tiles += [
+            _tile(left + i * tile_px, chosen.row * cell_px, image_px, tile_px, gain) for i, gain in enumerate(gains)
+        ]
         energy[chosen.row : chosen.row + span, chosen.col : chosen.col + span * len(gains)] = 0
     return reading_order(tiles)
 

@@ -40,5 +40,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(folder / "torch/tokenizer.json"))
     (folder / "torch/tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     build_decoder(folder / "torch", folder / "onnx", precision="fp32")
-    text = TextSpec(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=256, vocab=320, max_positions=256)
+    text = TextSpec(
+        hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=256, vocab=320, max_positions=256
+    )
     return Decoder(model, folder / "onnx/model.onnx", text)

@@ -44,9 +44,7 @@ def test_any_split_of_a_prompt_gives_the_logits_of_transformers(
     assert engine.length == 40
 
 
-def test_long_prompts_are_read_in_chunks(
-    decoder: Decoder, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_prompts_are_read_in_chunks(decoder: Decoder, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 16)
     embeds = prompt(70)
     np.testing.assert_allclose(engine.forward(embeds), reference(decoder, embeds), rtol=1e-3, atol=1e-4)

@@ -80,7 +80,9 @@ def build_decoder(text_dir: Path, out: Path, *, precision: str) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise CheckFailed(f"onnxruntime-genai's builder failed: {last}", remedy="see whether it supports this decoder")
+            raise CheckFailed(
+                f"onnxruntime-genai's builder failed: {last}", remedy="see whether it supports this decoder"
+            )
         _check_head(Path(folder) / GRAPH)
         names = [GRAPH, f"{GRAPH}.data"]
         for name in names:
@@ -116,6 +118,10 @@ def _publish(source: Path, target: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints its steps and warns of its own future; our checks say what counts."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield

@@ -49,7 +49,7 @@ def available_targets() -> tuple[str, ...]:
 
 
 def open_session(graph: Path, *, target: str, threads: int) -> Any:
-    """An InferenceSession on one target; raises BadInput for a target that is not there, DamagedBundle for a bad graph."""
+    """An InferenceSession on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle."""
     runtime = import_runtime()
     if target not in available_targets():
         raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
@@ -59,9 +59,17 @@ def open_session(graph: Path, *, target: str, threads: int) -> Any:
     options.log_severity_level = LOG_ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if target == "cuda" else "1")
     try:
-        return runtime.InferenceSession(str(graph), options, providers=[PROVIDERS[target]])
-    except Exception as cause:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
-        raise DamagedBundle(f"{graph} cannot be loaded: {first_line(cause)}", remedy="export the model again") from cause
+        session = runtime.InferenceSession(str(graph), options, providers=[PROVIDERS[target]])
+    except Exception as cause:  # ONNX Runtime's exceptions share no public base class
+        why = f"{graph} cannot be loaded: {first_line(cause)}"
+        raise DamagedBundle(why, remedy="export the model again") from cause
+    if PROVIDERS[target] not in session.get_providers():
+        # ONNX Runtime goes on with the CPU where a provider's own libraries are missing.
+        raise MissingDependency(
+            f"ONNX Runtime could not start {PROVIDERS[target]}",
+            remedy="install the CUDA and cuDNN that this onnxruntime-gpu was built for, or use --device cpu",
+        )
+    return session
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
 
-class VisionAndProjector(nn.Module):
+class VisionAndProjector(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """pixel_values [B, 3, S, S] -> image_features [B, P, Dl], as LLaVA feeds them to its decoder."""
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:

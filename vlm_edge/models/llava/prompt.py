@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.chat import ChatTemplate
-from vlm_edge.core.contracts import Floats
+from vlm_edge.core.contracts import Floats, TextDecoder
 from vlm_edge.core.embedding import EmbeddingTable
 from vlm_edge.errors import BadInput, DamagedBundle
 
@@ -38,6 +38,9 @@ class TokenizerText:
 class LlavaPrompt:
     """The family's PromptBuilder."""
 
+    text: TextDecoder
+    image_id: int
+
     def __init__(self, bundle: Bundle) -> None:
         from tokenizers import Tokenizer
 
@@ -45,22 +48,26 @@ class LlavaPrompt:
         generation = _read_json(bundle, "generation_config")
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer")))
-        except Exception as cause:  # noqa: BLE001 - tokenizers raises plain Exception
+        except Exception as cause:
             raise DamagedBundle(f"tokenizer.json cannot be read: {cause}", remedy="build the bundle again") from cause
         template = bundle.path("chat_template").read_text("utf-8")
         self._template = ChatTemplate(template, _read_json(bundle, "tokenizer_config"))
         self._table = EmbeddingTable(bundle.path("llm.embedding"))
         try:
-            self._mean, self._std = (np.array(images[f"image_{name}"], np.float32).reshape(3) for name in ("mean", "std"))
+            self._mean, self._std = (
+                np.array(images[f"image_{name}"], np.float32).reshape(3) for name in ("mean", "std")
+            )
             self.image_id = int(config["image_token_index"])
             eos = generation["eos_token_id"]
-            self.text = TokenizerText(self._tokenizer, frozenset(int(i) for i in (eos if isinstance(eos, list) else [eos])))
+            self.text = TokenizerText(
+                self._tokenizer, frozenset(int(i) for i in (eos if isinstance(eos, list) else [eos]))
+            )
             self._view_ids = [self._id(str(token)) for token in bundle.manifest.recipe.get("view_tokens", ())]
         except (KeyError, TypeError, ValueError) as cause:
-            raise DamagedBundle(f"the bundle's configuration lacks something: {cause!r}", remedy="build the bundle again") from cause
-        self._special = {
-            index for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+            raise DamagedBundle(
+                f"the bundle's configuration lacks something: {cause!r}", remedy="build the bundle again"
+            ) from cause
+        self._special = {index for index, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def _id(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
@@ -77,7 +84,9 @@ class LlavaPrompt:
     def tokens(self, question: str, *, images: int) -> tuple[int, ...]:
         """Fill in the chat template and tokenize; raises BadInput for an empty question or one with control tokens."""
         if not question.strip():
-            raise BadInput("the question is empty", remedy='ask something, as in: vlm-edge run page.png "what is the total?"')
+            raise BadInput(
+                "the question is empty", remedy='ask something, as in: vlm-edge run page.png "what is the total?"'
+            )
         held = self._special.intersection(self._tokenizer.encode(question, add_special_tokens=False).ids)
         unknown = self._tokenizer.token_to_id("<unk>")
         if held - {unknown}:

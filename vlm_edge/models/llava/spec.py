@@ -41,7 +41,9 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
             geometry=TokenGeometry(view_px=int(vision["image_size"]), grid=(side, side)),
         )
     except (KeyError, TypeError, ValueError) as cause:
-        raise BadInput(f"config.json is no LLaVA config: {cause!r}", remedy="name a folder with a LLaVA checkpoint") from cause
+        raise BadInput(
+            f"config.json is no LLaVA config: {cause!r}", remedy="name a folder with a LLaVA checkpoint"
+        ) from cause
 
 
 def _used_layers(layers: int, feature_layer: int) -> int:

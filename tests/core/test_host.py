@@ -1,0 +1,156 @@
+"""What a process may use: read from a made-up /proc and /sys, and once from this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vlm_edge.core import host
+
+Files = dict[str, str]
+MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\nSwapTotal:  1 kB\n"
+GIB = 1 << 30
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files], None]:
+    """Puts files under the root that host.py reads."""
+    monkeypatch.setattr(host, "_ROOT", tmp_path)
+
+    def make(files: Files) -> None:
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+
+    return make
+
+
+def siblings(pairs: dict[int, str]) -> Files:
+    return {f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": text for cpu, text in pairs.items()}
+
+
+def test_free_memory_is_what_the_kernel_calls_available(machine: Callable[[Files], None]) -> None:
+    machine({"proc/meminfo": MEMINFO})
+    assert host.available_bytes() == 8_192_000_000
+    assert host.total_bytes() == 16_384_000_000
+
+
+def test_a_system_that_tells_nothing(machine: Callable[[Files], None]) -> None:
+    machine({})
+    assert host.available_bytes() is None
+    assert host.total_bytes() is None
+    machine({"proc/meminfo": "MemAvailable: lots\nMemTotal:"})
+    assert host.available_bytes() is None
+    assert host.total_bytes() is None
+
+
+V2 = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat", "inactive_file")
+V1 = (
+    "sys/fs/cgroup/memory/memory.limit_in_bytes",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes",
+    "sys/fs/cgroup/memory/memory.stat",
+    "total_inactive_file",
+)
+
+
+@pytest.mark.parametrize("version", [V1, V2], ids=["cgroup 1", "cgroup 2"])
+def test_a_containers_limit_counts_without_the_file_pages_that_it_can_drop(
+    machine: Callable[[Files], None], version: tuple[str, str, str, str]
+) -> None:
+    limit, used, stat, field = version
+    machine({"proc/meminfo": MEMINFO, limit: f"{4 * GIB}\n", used: f"{3 * GIB}\n"})
+    assert host.available_bytes() == 1 * GIB
+    machine({stat: f"anon 5\n{field} {2 * GIB}\nfile 7\n"})
+    assert host.available_bytes() == 3 * GIB
+    assert host.total_bytes() == 4 * GIB
+    machine({used: f"{7 * GIB}\n"})
+    assert host.available_bytes() == 0
+
+
+@pytest.mark.parametrize("limit", ["max\n", "", "9223372036854771712\n"])
+def test_a_container_without_a_limit_has_the_machine(machine: Callable[[Files], None], limit: str) -> None:
+    machine({"proc/meminfo": MEMINFO, V2[0]: limit, V2[1]: "5"})
+    assert host.available_bytes() == 8_192_000_000
+    assert host.total_bytes() == 16_384_000_000
+
+
+@pytest.mark.parametrize(
+    ("allowed", "threads_of", "cores"),
+    [
+        ({0, 1, 2, 3}, {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}, 2),
+        ({0, 1, 2, 3}, {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, 2),
+        ({0, 1}, {0: "0", 1: "1"}, 2),
+        ({2}, {0: "0,2", 2: "0,2"}, 1),
+        ({0, 1, 2}, {}, 3),
+    ],
+)
+def test_hyper_threads_are_no_cores(
+    machine: Callable[[Files], None],
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: set[int],
+    threads_of: dict[int, str],
+    cores: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
+    machine(siblings(threads_of))
+    assert host.real_cores() == cores
+    assert host.threads() == len(allowed)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 8),
+        ({"sys/fs/cgroup/cpu.max": "200000 0\n"}, 8),
+        ({"sys/fs/cgroup/cpu.max": "nonsense\n"}, 8),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_a_containers_quota_of_processor_time_counts(
+    machine: Callable[[Files], None], monkeypatch: pytest.MonkeyPatch, files: Files, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    machine(files)
+    assert host.real_cores() == cores
+
+
+def test_a_system_without_affinity_counts_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert host.real_cores() == host.threads() == 1
+
+
+def test_this_machine_gives_plausible_numbers() -> None:
+    assert 1 <= host.real_cores() <= host.threads()
+    assert host.peak_rss_bytes() > 10 << 20
+    if sys.platform == "linux":
+        available, total = host.available_bytes(), host.total_bytes()
+        assert available is not None
+        assert total is not None
+        assert 0 < available < total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is inherited on Linux only")
+def test_the_peak_is_this_process_own_and_not_its_parents() -> None:
+    ballast = bytearray(200 << 20)
+    ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
+    assert host.peak_rss_bytes() > 200 << 20
+    program = "from vlm_edge.core.host import peak_rss_bytes; print(peak_rss_bytes())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert int(done.stdout) < 100 << 20
+
+
+def test_without_proc_the_peak_comes_from_getrusage(machine: Callable[[Files], None]) -> None:
+    machine({})
+    assert host.peak_rss_bytes() > 10 << 20

@@ -1,0 +1,173 @@
+"""The planner against numbers worked out by hand and published ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_edge.core.geometry import TokenGeometry, visual_token_count
+from vlm_edge.core.specs import ModelSpec, ProjectorSpec, TextSpec, VisionSpec
+from vlm_edge.memory import formulas
+from vlm_edge.memory.plan import PHASES, RUNTIME_BYTES, Load, Plan, plan_run
+
+CLIP_L_336 = VisionSpec(width=1024, layers=23, heads=16, mlp=4096, image_px=336, patch_px=14)
+SMALL = ModelSpec(
+    family="llava",
+    vision=VisionSpec(width=4, layers=1, heads=2, mlp=8, image_px=28, patch_px=14),
+    projector=ProjectorSpec(4, 16, 16),
+    text=TextSpec(hidden=16, layers=2, heads=4, kv_heads=2, head_dim=4, intermediate=32, vocab=100, max_positions=64),
+    geometry=TokenGeometry(view_px=28, grid=(2, 2), separator_tokens=1),
+)
+ARTIFACTS = {
+    "llm.graph": 1000,
+    "llm.graph.data": 500,
+    "llm.embedding": 300,
+    "vision.graph": 700,
+    "vision.graph.data": 50,
+    "tokenizer": 9_999_999,
+}
+
+
+def text(layers: int, kv_heads: int, head_dim: int = 128) -> TextSpec:
+    return TextSpec(
+        hidden=1,
+        layers=layers,
+        heads=32,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=1,
+        vocab=1,
+        max_positions=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "bytes_per_token"),
+    [
+        ("Qwen2.5-7B", text(28, 4), 57_344),
+        ("Vicuna-7B", text(32, 32), 524_288),
+        ("Vicuna-13B", text(40, 40), 819_200),
+        ("InternLM2.5-7B", text(32, 8), 131_072),
+        ("Qwen3-8B", text(36, 8), 147_456),
+        ("Qwen2.5-3B", text(36, 2), 36_864),
+    ],
+)
+def test_published_sizes_of_a_token_in_the_kv_cache(name: str, spec: TextSpec, bytes_per_token: int) -> None:
+    assert formulas.kv_cache_bytes(spec, tokens=1) == bytes_per_token, name
+    assert formulas.kv_cache_bytes(spec, tokens=4096) == 4096 * bytes_per_token
+    assert formulas.kv_cache_bytes(spec, tokens=10, batch=3, elem_bits=32) == 60 * bytes_per_token
+    assert formulas.kv_cache_bytes(spec, tokens=10, elem_bits=4) == 10 * bytes_per_token // 4
+
+
+def test_a_large_towers_activations_by_hand() -> None:
+    # 577 tokens; q, k, v, output 4 * 577 * 1024 = 2,363,392; scores 2 * 16 * 577**2 = 10,653,728; MLP 2 * 577 * 4096 =
+    # 4,726,784; residual and its normed copy 2 * 577 * 1024 = 1,181,696; pixels 3 * 336**2 = 338,688
+    unfused = formulas.vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2)
+    assert unfused == 2 * (338_688 + 1_181_696 + 2_363_392 + 10_653_728)
+    fused = formulas.vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2, fused=True)
+    assert fused == 2 * (338_688 + 1_181_696 + 4_726_784)
+    assert formulas.vision_activation_bytes(CLIP_L_336, views=5) == 10 * unfused
+
+
+def test_prefill_activations_by_hand() -> None:
+    # Qwen2.5-7B: 2 * 3584 for the residual stream, 3 * 18,944 for the MLP, both times 4 bytes
+    spec = replace(text(28, 4), hidden=3584, heads=28, intermediate=18_944)
+    assert formulas.prefill_activation_bytes(spec, tokens=512) == 512 * 256_000
+    # a model with a narrow MLP holds q, k, v and the attention's output instead
+    assert formulas.prefill_activation_bytes(replace(spec, intermediate=1000), tokens=1) == 4 * (7168 + 36 * 128 + 3584)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "tiles", "images", "tokens"),
+    [
+        (TokenGeometry(112, (8, 8), 1), 6, 1, 455),
+        (TokenGeometry(112, (8, 8), 0), 6, 1, 448),
+        (TokenGeometry(336, (24, 24)), 0, 1, 576),
+        (TokenGeometry(448, (16, 16)), 12, 2, 6656),
+    ],
+)
+def test_visual_tokens(geometry: TokenGeometry, tiles: int, images: int, tokens: int) -> None:
+    assert visual_token_count(geometry, tiles=tiles, images=images) == tokens
+
+
+def planned(budget_bytes: int = 1 << 40, **changes: object) -> Plan:
+    load = replace(Load(decode_bytes=(9000,), tiles=2, context_tokens=50), **changes)  # type: ignore[arg-type]
+    return plan_run(SMALL, ARTIFACTS, load, budget_bytes=budget_bytes)
+
+
+def test_every_phase_by_hand() -> None:
+    plan = planned()
+    weights = 1000 + 500 + 300 + 700 + 50
+    kv = 2 * 2 * 2 * 4 * 50 * 4
+    visual = 3 * 5
+    embeddings = 2 * visual * 16 * 4
+    # 5 tokens, width 4: scores 2 * 2 * 25 and q, k, v, output 4 * 20 exceed the MLP's 2 * 40
+    tower = 3 * 4 * (3 * 28 * 28 + 2 * 20 + 180)
+    prefill = 50 * 4 * (2 * 16 + 3 * 32)
+    base = RUNTIME_BYTES + weights
+    assert plan.visual_tokens == visual
+    assert dict(plan.phases) == {
+        "load": base,
+        "preprocess": base + kv + 9000,
+        "encode": base + kv + embeddings + tower,
+        "prefill": base + kv + embeddings + prefill + 400,
+        "decode": base + kv + embeddings + 400,
+    }
+
+
+def test_the_peak_is_the_largest_phase_and_no_sum() -> None:
+    plan = planned()
+    assert (plan.peak_phase, plan.peak_bytes) == ("encode", plan.phases["encode"])
+    assert plan.peak_bytes < sum(item.bytes for item in plan.items)
+    large = planned(decode_bytes=(9000, 1_000_000, 500))
+    assert large.peak_phase == "preprocess"
+    assert large.peak_bytes - plan.phases["preprocess"] == 991_000  # images are decoded one at a time
+
+
+def test_it_fits_exactly_if_the_peak_is_within_the_budget() -> None:
+    peak = planned().peak_bytes
+    assert planned(peak).fits
+    assert not planned(peak - 1).fits
+    assert planned(peak + 1).fits
+
+
+def test_a_plan_without_an_image_has_no_vision() -> None:
+    plan = planned(decode_bytes=())
+    assert plan.visual_tokens == 0
+    assert {item.name: item.bytes for item in plan.items if item.bytes == 0}.keys() == {
+        "image.decode",
+        "vision.activations",
+        "visual_embeddings",
+    }
+
+
+def test_many_views_are_encoded_in_calls_of_eight() -> None:
+    seven, eight, twenty = (
+        next(item.bytes for item in planned(tiles=tiles).items if item.name == "vision.activations")
+        for tiles in (6, 7, 19)
+    )
+    assert seven * 8 == eight * 7
+    assert eight == twenty
+
+
+@given(st.integers(0, 50), st.integers(0, 10**9), st.integers(1, 10**5), st.sampled_from([4, 8, 16, 32]))
+def test_more_of_anything_never_needs_less(tiles: int, decode: int, context: int, bits: int) -> None:
+    plan = planned(decode_bytes=(decode,), tiles=tiles, context_tokens=context, kv_bits=bits)
+    assert set(plan.phases) == set(PHASES)
+    assert plan.peak_bytes == max(plan.phases.values())
+    assert all(isinstance(size, int) and size >= 0 for size in plan.phases.values())
+    for more in (
+        planned(decode_bytes=(decode + 1,), tiles=tiles, context_tokens=context, kv_bits=bits),
+        planned(decode_bytes=(decode,), tiles=tiles + 1, context_tokens=context, kv_bits=bits),
+        planned(decode_bytes=(decode,), tiles=tiles, context_tokens=context + 1, kv_bits=bits),
+        planned(decode_bytes=(decode, 0), tiles=tiles, context_tokens=context, kv_bits=bits),
+    ):
+        assert all(more.phases[phase] >= size for phase, size in plan.phases.items())
+
+
+@pytest.mark.parametrize(("fmt", "each"), [("PNG", 9), ("JPEG", 9), ("", 9), ("WEBP", 20), ("GIF", 14)])
+def test_decoding_costs_bytes_per_pixel_by_format(fmt: str, each: int) -> None:
+    assert formulas.image_decode_bytes(pixels=400_000_000, file_format=fmt) == each * 400_000_000

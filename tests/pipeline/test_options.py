@@ -1,0 +1,92 @@
+"""What a caller may choose: the ranges, and how choices and a bundle's defaults make a Look."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from vlm_edge.core.bundle import RunDefaults
+from vlm_edge.errors import BadInput
+from vlm_edge.pipeline.options import REDUCTIONS, TILINGS, AskOptions, Look
+from vlm_edge.tokens.reduce import REDUCERS
+
+DEFAULTS = RunDefaults(tiling="auto", reduce="threshold", threshold=0.9, keep=0.25)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        {},
+        {"tiling": "grid", "max_tiles": 0, "max_new_tokens": 1, "max_pixels": 1, "seed": 0},
+        {"keep": 1.0, "threshold": 1, "top_p": 1e-9, "temperature": 0.0},
+        {"temperature": 1e300, "stop": ("a", " ")},
+    ],
+)
+def test_values_at_the_ends_of_their_range_are_fine(fine: dict[str, Any]) -> None:
+    AskOptions(**fine)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"tiling": "girds"}, "--tiling"),
+        ({"tiling": ""}, "--tiling"),
+        ({"reduce": "tome"}, "--reduce"),
+        ({"max_tiles": -1}, "--max-tiles"),
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"max_pixels": 0}, "--max-pixels"),
+        ({"seed": -1}, "--seed"),
+        ({"keep": 0.0}, "--keep"),
+        ({"keep": 1.001}, "--keep"),
+        ({"threshold": -0.5}, "--threshold"),
+        ({"top_p": 0}, "--top-p"),
+        ({"temperature": -1e-9}, "--temperature"),
+        ({"stop": ("a", "")}, "--stop"),
+        *(({name: math.nan}, "--") for name in ("keep", "threshold", "top_p", "temperature")),
+        *(({name: math.inf}, "--") for name in ("keep", "threshold", "top_p", "temperature")),
+    ],
+)
+def test_values_outside_their_range_name_the_option_and_a_remedy(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        AskOptions(**wrong)
+    assert named in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("name", "hint"), [("gird", "'grid'"), ("zzz", "auto, grid, none")])
+def test_a_misspelt_tiling_is_answered_with_the_nearest_or_all(name: str, hint: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        AskOptions(tiling=name)
+    assert hint in caught.value.remedy
+
+
+def test_every_reduction_that_may_be_named_exists() -> None:
+    assert set(REDUCTIONS) == set(REDUCERS)
+
+
+def test_without_choices_a_look_is_the_bundles() -> None:
+    assert Look.of(AskOptions(), DEFAULTS, 6) == Look("auto", 6, "threshold", 0.25, 0.9, 0)
+
+
+def test_choices_come_before_defaults() -> None:
+    options = AskOptions(tiling="grid", max_tiles=2, reduce="random", keep=0.5, threshold=0.7, seed=3)
+    assert Look.of(options, DEFAULTS, 6) == Look("grid", 2, "random", 0.5, 0.7, 3)
+
+
+def test_zero_tiles_are_a_choice_and_not_the_default() -> None:
+    assert Look.of(AskOptions(max_tiles=0), DEFAULTS, 6).max_tiles == 0
+
+
+def test_without_tiling_there_are_no_tiles() -> None:
+    assert Look.of(AskOptions(tiling="none"), DEFAULTS, 6).max_tiles == 0
+    assert Look.of(AskOptions(), RunDefaults(tiling="none"), 6).max_tiles == 0
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_more_tiles_than_planned_for_are_refused(tiling: str) -> None:
+    assert Look.of(AskOptions(tiling=tiling, max_tiles=6), DEFAULTS, 6).max_tiles in (0, 6)
+    with pytest.raises(BadInput, match="exceeds this bundle's limit") as caught:
+        Look.of(AskOptions(tiling=tiling, max_tiles=7), DEFAULTS, 6)
+    assert "6" in caught.value.remedy
