@@ -178,9 +178,9 @@ def test_gpus_are_read_from_the_drivers_tool(monkeypatch: pytest.MonkeyPatch) ->
         Gpu("Orin (nvgpu)", None, None, "540.4.0", "[N/A]"),
     )
     assert problem == ""
-    ((command, timeout),) = asked  # type: ignore[misc]
-    assert command[0] == "nvidia-smi"
-    assert timeout == 5
+    assert asked == [
+        (("nvidia-smi", f"--query-gpu={','.join(machine.GPU_FIELDS)}", "--format=csv,noheader,nounits"), 5)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadImage, BadInput
-from vlm_edge.pipeline import explain, picture, view_panels
+from vlm_edge.pipeline import picture, view_panels
 from vlm_edge.pipeline.answer import Answer, LabelledBox, TokenCounts
 from vlm_edge.pipeline.explain import check_target, explain_answer
 from vlm_edge.pipeline.lettering import Letters, shortened, wrap
@@ -256,7 +256,7 @@ def test_a_target_that_cannot_be_written_is_refused_with_a_remedy(tmp_path: Path
 
 
 def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain.os, "access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(BadInput, match="nothing can be written"):
         check_target(tmp_path / "seen.png")
 

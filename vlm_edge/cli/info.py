@@ -24,13 +24,9 @@ def info(
 
     Example: vlm-edge info out/
     """
-    from vlm_edge.core.bundle import open_bundle
+    from vlm_edge.pipeline.run import find_bundle
 
-    if bundle is None:
-        from vlm_edge.pipeline.run import NANO
-
-        bundle = NANO
-    opened = open_bundle(bundle)
+    opened = find_bundle(bundle)
     if as_json:
         render.emit_json(_to_json(opened.root, opened.manifest))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from vlm_edge.errors import DamagedBundle
 
 MAX_TEMPLATE_CHARS = 64 * 1024
 MAX_PROMPT_CHARS = 1 << 20
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _DISTRUST = "do not use this bundle"
 
 
@@ -46,7 +48,10 @@ class ChatTemplate:
             raise DamagedBundle(f"the chat template failed: {cause}", remedy=_DISTRUST) from cause
         if chars > MAX_PROMPT_CHARS:
             raise DamagedBundle("the chat template made an endless prompt", remedy=_DISTRUST)
-        return "".join(parts)
+        text = "".join(parts)
+        if _SURROGATES.search(text):
+            raise DamagedBundle("the chat template made half a character", remedy=_DISTRUST)
+        return text
 
 
 def _text(token: Any) -> str:

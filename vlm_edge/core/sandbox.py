@@ -9,19 +9,21 @@ to load.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence, ValuesView
+import json
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from types import BuiltinMethodType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateRuntimeError, TemplateSyntaxError, Undefined, nodes, pass_context
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 2_000_000
+MAX_STEPS = 500_000
 MAX_SIZE = 1 << 20
 """Of one value: characters, and ITEM_SIZE for each item of a list or mapping, however deep."""
 ITEM_SIZE, SIZE_PER_STEP, MAX_INT_BITS = 16, 16, 64
@@ -35,7 +37,8 @@ _NODES = (
 )  # fmt: skip
 _FILTERS = (
     "capitalize", "count", "d", "default", "first", "float", "int", "items", "join", "last", "length", "list", "lower",
-    "map", "reject", "rejectattr", "replace", "reverse", "select", "selectattr", "string", "title", "trim", "upper",
+    "map", "reject", "rejectattr", "replace", "reverse", "select", "selectattr", "string", "title", "tojson", "trim",
+    "upper",
 )  # fmt: skip
 _TESTS = (
     "!=", "==", "boolean", "defined", "divisibleby", "eq", "equalto", "even", "false", "float", "in", "integer",
@@ -47,7 +50,7 @@ _METHODS = frozenset({
     "title", "upper", "values",
 })  # fmt: skip
 _PLAIN = (str, int, float, list, tuple, dict, type(None))
-_PASSED_ON = (Iterator, KeysView, ValuesView, type({}.items()), range)
+_PASSED_ON = (Iterator, KeysView, ValuesView, ItemsView, range)
 
 
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
@@ -70,10 +73,10 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         self.steps = 0
         self.template_cost = 0
         self.globals = {"namespace": Namespace, "range": self.globals["range"], "raise_exception": _refuse}
-        own = {"join": _join, "replace": _replace, "tojson": _tojson}
-        self.filters = {name: self._metered(own.get(name, self.filters[name])) for name in (*_FILTERS, "tojson")}
+        filters = self.filters | {"join": _join, "replace": _replace, "tojson": _tojson}
+        self.filters = {name: self._metered(cast("Callable[..., Any]", filters[name])) for name in _FILTERS}
         self.filters |= {"_turns": self._turns, "_sized": self._sized, "_joined": self._joined}
-        self.tests = {name: self._metered(self.tests[name]) for name in _TESTS}
+        self.tests = {name: self._metered(cast("Callable[..., Any]", self.tests[name])) for name in _TESTS}
 
     def spend(self, steps: int) -> None:
         """Count steps; raises TemplateRuntimeError beyond MAX_STEPS."""
@@ -127,9 +130,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         owner = function.__self__ if isinstance(function, BuiltinMethodType) else None
         if isinstance(owner, _PLAIN):
             self._sized(owner)
-            named_alike = {"join": _join_method, "replace": _replace}.get(function.__name__)
-            if named_alike is not None and isinstance(owner, str):
-                return self._sized(named_alike(owner, *args))
+            if isinstance(owner, str) and function.__name__ in _GROWING:
+                return self._sized(_GROWING[function.__name__](owner, *args))
         result = super().call(context, function, *args, **named)
         return result if isinstance(result, Namespace) else self._sized(result)
 
@@ -201,7 +203,7 @@ class _Guard(NodeTransformer):
         return super().visit(node, *args, **named)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - named by the base class
-        cost = sum(map(_cost, (*node.body, *([node.test] if node.test else []))))
+        cost = 1 + sum(map(_cost, (*node.body, *([node.test] if node.test else []))))
         self.generic_visit(node)
         node.iter = _through("_turns", node.iter, nodes.Const(cost))
         return node
@@ -274,3 +276,7 @@ def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
 def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """As transformers has it for chat templates: without the escapes that HTML needs."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=min(indent, ITEM_SIZE) if indent else None)
+
+
+_GROWING: dict[str, Callable[..., str]] = {"join": _join_method, "replace": _replace}
+"""Methods whose result can be far larger than what goes in."""

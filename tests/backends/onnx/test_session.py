@@ -89,15 +89,15 @@ def test_a_target_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_falling_back_to_the_cpu_is_no_cuda_session(monkeypatch: pytest.MonkeyPatch, doubling: Path) -> None:
     import onnxruntime
 
-    class Fallen(onnxruntime.InferenceSession):
-        """What onnxruntime-gpu gives where CUDA's libraries are missing."""
+    start = onnxruntime.InferenceSession
 
-        def __init__(self, path: str, options: object, providers: list[str]) -> None:
-            assert providers == ["CUDAExecutionProvider"]
-            super().__init__(path, options, providers=["CPUExecutionProvider"])
+    def fall_back(path: str, options: object, providers: list[str]) -> object:
+        """What onnxruntime-gpu does where CUDA's libraries are missing."""
+        assert providers == ["CUDAExecutionProvider"]
+        return start(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(session, "available_targets", lambda: ("cpu", "cuda"))
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
     with pytest.raises(MissingDependency, match="could not start CUDAExecutionProvider"):
         session.open_session(doubling, target="cuda", threads=1)
 
