@@ -145,15 +145,15 @@ def training_questions(rng: np.random.Generator, page: Page, tiles: list[TileBox
     while len(questions) < count:
         draw = rng.random()
         found: Question | None
-        if draw < 0.55 and shown:
+        if draw < 0.5 and shown:
             found = ask_value(rng, shown[int(rng.integers(len(shown)))], visible=True)
-        elif draw < 0.6 and hidden:
+        elif draw < 0.55 and hidden:
             found = ask_value(rng, hidden[int(rng.integers(len(hidden)))], visible=False)
-        elif draw < 0.67:
+        elif draw < 0.61:
             found = ask_absent(rng, page)
-        elif draw < 0.75:
+        elif draw < 0.73:
             found = ask_shape(rng, page, "color")
-        elif draw < 0.84:
+        elif draw < 0.81:
             found = ask_shape(rng, page, "count")
         elif draw < 0.95:
             found = ask_shape(rng, page, "where")

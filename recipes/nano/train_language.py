@@ -25,11 +25,17 @@ from .pages import Page, Style, draw_page
 from .questions import training_questions
 from .tokenizer import ANSWER, BOS, EOS, GLOBAL, QUESTION, TILE, build_tokenizer, encode_answer
 from .train_vision import normalize, soft_cross_entropy
-from .vocabulary import LOCATIONS
+from .vocabulary import COLORS, LOCATIONS
 
 PAGES, QUESTIONS = 12, 12
+LOCATION_WEIGHT = 0.5
+JOINT_LOCATION_WEIGHT, JOINT_COLOR_WEIGHT = 2.0, 4.0
+"""Stage 2 weighs what one token decides: a colour is one token beside the eight of a value, and is learnt as much more slowly."""
+TOWER_RATE = 0.3
+"""Of the tower in stage 2, beside the rest: it already sees; its features only bend towards the decoder."""
 TOKENIZER = build_tokenizer()
 ID = {name: TOKENIZER.token_to_id(name) for name in (ANSWER, BOS, EOS, GLOBAL, QUESTION, TILE)}
+COLOR_IDS = [TOKENIZER.token_to_id(f"▁{color}") for color in COLORS]
 FIRST_LOCATION = TOKENIZER.token_to_id(str(LOCATIONS[0]))
 
 
@@ -159,7 +165,7 @@ def _merged(features: torch.Tensor, threshold: float) -> list[torch.Tensor]:
     return merged
 
 
-def answer_loss(model: LlavaForConditionalGeneration, packed: Packed) -> tuple[torch.Tensor, float]:
+def answer_loss(model: LlavaForConditionalGeneration, packed: Packed, *, joint: bool) -> tuple[torch.Tensor, float]:
     """Cross entropy on answer tokens (location tokens with soft neighbours), and the share of tokens that are right."""
     hidden = model.model.language_model(
         inputs_embeds=packed.embeds, attention_mask=packed.mask.to(packed.embeds.dtype), position_ids=packed.positions,
@@ -168,12 +174,14 @@ def answer_loss(model: LlavaForConditionalGeneration, packed: Packed) -> tuple[t
     logits = model.lm_head(hidden[packed.at]).float()
     targets = packed.targets
     place = (targets >= FIRST_LOCATION) & (targets < FIRST_LOCATION + len(LOCATIONS))
-    total = F.cross_entropy(logits[~place], targets[~place], reduction="sum")
+    weight = torch.ones(logits.shape[-1])
+    weight[COLOR_IDS] = JOINT_COLOR_WEIGHT if joint else 1.0
+    total = F.cross_entropy(logits[~place], targets[~place], weight=weight, reduction="sum")
     if place.any():
         span = slice(FIRST_LOCATION, FIRST_LOCATION + len(LOCATIONS))
         inside = torch.logsumexp(logits[place], -1) - torch.logsumexp(logits[place][:, span], -1)
         soft = soft_cross_entropy(logits[place][:, span], targets[place] - FIRST_LOCATION)
-        total = total + 0.5 * (soft * place.sum() + inside.sum())
+        total = total + (JOINT_LOCATION_WEIGHT if joint else LOCATION_WEIGHT) * (soft * place.sum() + inside.sum())
     return total / len(targets), (logits.argmax(-1) == targets).float().mean().item()
 
 
@@ -197,7 +205,8 @@ def train(
         "head": model.lm_head,
     }
     trained = language | ({"tower": model.model.vision_tower} if joint else {})
-    optimizers = Optimizers(trained, muon_lr=3e-3 * rate, adamw_lr=1.8e-3 * rate, steps=steps)
+    rates = {"tower": TOWER_RATE}
+    optimizers = Optimizers(trained, muon_lr=3e-3 * rate, adamw_lr=1.8e-3 * rate, steps=steps, rates=rates)
     start = 0
     if out.exists():
         saved = torch.load(out)
@@ -217,7 +226,7 @@ def train(
             whiten_projector(model, features.reshape(-1, features.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16):
             packed = pack(model, batch, features, np.random.default_rng((seed, 7, step)))
-            loss, right = answer_loss(model, packed)
+            loss, right = answer_loss(model, packed, joint=joint)
         loss.backward()
         factor = optimizers.step(step)
         shown_loss = loss.item() if shown_loss is None else 0.95 * shown_loss + 0.05 * loss.item()

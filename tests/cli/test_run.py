@@ -101,7 +101,8 @@ def test_explain_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     target = tmp_path / "seen.png"
     assert execute(["run", str(PAGE), TOTAL, "--explain", str(target)]) == 0
     capsys.readouterr()
-    assert Image.open(target).width > 600
+    with Image.open(target) as picture:
+        assert picture.width > 600
 
 
 def test_first_frame_of_an_animation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +177,7 @@ def test_option_values_out_of_range(arguments: tuple[str, ...], refused: Callabl
 
 def test_questions_that_cannot_be_asked(refused: Callable[..., str]) -> None:
     assert "empty" in refused("run", str(PAGE), "  ")
+    assert "UTF-8" in refused("run", str(PAGE), "what is \udcff?")
     assert "context" in refused("run", str(PAGE), "what " * 900)
     assert "<image>" in refused("run", str(PAGE), "what is <image> the total?")
     assert "question" in refused("run", str(PAGE))

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from vlm_edge.pipeline.evaluate import Evaluation
     from vlm_edge.pipeline.metrics import Score
 
-NANO = "nano"
 COLUMNS = ("", "rows", "right", "accuracy", "95% interval", "mean IoU")
 
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder, or nano for the embedded model.")]
@@ -71,7 +70,7 @@ def evaluate(
     from vlm_edge.pipeline import evaluate as evaluation
     from vlm_edge.pipeline.run import Pipeline
 
-    pipeline = Pipeline.load(None if bundle == NANO else Path(bundle), device=device, threads=threads)
+    pipeline = Pipeline.load(bundle, device=device, threads=threads)
     manifest = pipeline.bundle.manifest
     with render.progress(f"{manifest.name}: {data.name}", len(rows)) as step:
         result = evaluation.evaluate(

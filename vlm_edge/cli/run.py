@@ -90,15 +90,15 @@ def run(
     preflight(opened, images, options, budget)
     pipeline = Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify)
     answer = pipeline.ask(images, question, options, on_text=None if as_json else render.emit)
+    if as_json:
+        render.emit_json(answer.to_json())
+    else:
+        render.emit("", end="\n")
+        _summary(answer)
     if explain is not None:
         from vlm_edge.pipeline.explain import explain_answer
 
         explain_answer(images[0], answer, explain, geometry=pipeline.bundle.manifest.model.geometry, question=question)
-    if as_json:
-        render.emit_json(answer.to_json())
-        return
-    render.emit("", end="\n")
-    _summary(answer)
 
 
 def _summary(answer: Answer) -> None:

@@ -14,7 +14,7 @@ PHASES = ("load", "preprocess", "encode", "prefill", "decode")
 Basis = Literal["exact", "bound", "measured"]
 ENCODE_VIEWS = 8
 PREFILL_CHUNK = 512
-RUNTIME_BYTES = 96 << 20
+RUNTIME_BYTES = 112 << 20
 """Python, NumPy, Pillow, tokenizers and ONNX Runtime before any weight: `vlm-edge doctor --json` prints this machine's."""
 
 

@@ -28,6 +28,8 @@ from vlm_edge.vision.fingerprint import fingerprint
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
 NANO = Path(__file__).parents[1] / "nano"
+EMBEDDED = "nano"
+"""The embedded bundle's name where a command asks for a folder; write ./nano for a folder of that name."""
 REDUCED_DECODE_FACTOR = 4
 
 
@@ -221,8 +223,8 @@ class Pipeline:
 
 
 def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
-    """The bundle in a folder, or the embedded one; its manifest is read and checked, nothing is loaded."""
-    return open_bundle(NANO if path is None else Path(path))
+    """The bundle in a folder, or the embedded one for None or `nano`; its manifest is checked, nothing is loaded."""
+    return open_bundle(NANO if path is None or str(path) == EMBEDDED else Path(path))
 
 
 def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> None:

@@ -87,6 +87,10 @@ class LlavaPrompt:
             raise BadInput(
                 "the question is empty", remedy='ask something, as in: vlm-edge run page.png "what is the total?"'
             )
+        if any("\ud800" <= character <= "\udfff" for character in question):
+            raise BadInput(
+                "the question is not valid UTF-8", remedy="type it again, or set the terminal's encoding to UTF-8"
+            )
         held = self._special.intersection(self._tokenizer.encode(question, add_special_tokens=False).ids)
         unknown = self._tokenizer.token_to_id("<unk>")
         if held - {unknown}:
