@@ -61,7 +61,7 @@ def test_the_table_has_a_line_for_each_task_and_stratum(
     assert lines["all"][1:4] == ["3", "2", "66.7%"]
     assert lines["stratum long"][2:4] == ["1", "1"]
     assert "448 -> 112" in shown.out
-    assert loader.asked_for == [(None, {"device": "auto", "threads": 1})]
+    assert loader.asked_for == [("nano", {"device": "auto", "threads": 1})]
 
 
 def test_json_is_one_object_and_nothing_else(loader: Loader, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_json_is_one_object_and_nothing_else(loader: Loader, data: Path, capsys:
         "tiles_from_data": False,
     }
     assert report["memory"] == {"planned_peak_bytes": 300, "measured_peak_bytes": 203}
-    assert loader.asked_for[0][0] == Path("some/bundle")
+    assert loader.asked_for[0][0] == "some/bundle"
     assert loader.pipeline.calls[0][2] == AskOptions(reduce="threshold", threshold=0.9)
 
 
