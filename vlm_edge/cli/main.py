@@ -30,7 +30,7 @@ app = typer.Typer(
     'Example: vlm-edge run page.png "what is the total?"',
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
