@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from .model import build_model, whiten_projector
 from .optimizers import Optimizers
 from .pages import Page, Style, draw_page
 from .questions import training_questions
+from .saving import Checkpoint
 from .tokenizer import ANSWER, BOS, EOS, GLOBAL, QUESTION, TILE, build_tokenizer, encode_answer
 from .train_vision import normalize, soft_cross_entropy
 from .vocabulary import COLORS, LOCATIONS
@@ -207,16 +207,11 @@ def train(
     trained = language | ({"tower": model.model.vision_tower} if joint else {})
     rates = {"tower": TOWER_RATE}
     optimizers = Optimizers(trained, muon_lr=3e-3 * rate, adamw_lr=1.8e-3 * rate, steps=steps, rates=rates)
-    start = 0
-    if out.exists():
-        saved = torch.load(out)
-        model.load_state_dict(saved["model"])
-        optimizers.load_state_dict(saved["optimizers"])
-        start = saved["step"]
+    checkpoint = Checkpoint(out, "model", model, optimizers, minutes)
+    start = checkpoint.resume()
     examples = Examples((seed, 1 + joint), start, steps, curriculum=not joint)
     loader = DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=6)
     see = torch.compile(lambda pixels: model.model.vision_tower(pixels).last_hidden_state[:, 1:], dynamic=True)
-    began = last_saved = time.monotonic()
     shown_loss = shown_right = None
     for step, batch in zip(range(start, steps), loader, strict=True):
         pixels = normalize(torch.from_numpy(np.concatenate([e.pixels for e in batch])))
@@ -231,19 +226,10 @@ def train(
         factor = optimizers.step(step)
         shown_loss = loss.item() if shown_loss is None else 0.95 * shown_loss + 0.05 * loss.item()
         shown_right = right if shown_right is None else 0.95 * shown_right + 0.05 * right
-        now = time.monotonic()
         if step % 25 == 0:
             state = f"loss {shown_loss:.4f} right {shown_right:.4f} length {packed.embeds.shape[1]}"
-            print(f"step {step} {now - began:.0f}s lr {factor:.2f} {state}", flush=True)
-        done = step + 1 == steps or (minutes is not None and now - began > 60 * minutes)
-        if done or now - last_saved > 600:
-            torch.save(
-                {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": step + 1},
-                out.with_suffix(".tmp"),
-            )
-            out.with_suffix(".tmp").replace(out)
-            last_saved = now
-        if done:
+            print(f"step {step} {checkpoint.seconds:.0f}s lr {factor:.2f} {state}", flush=True)
+        if checkpoint.after(step):
             break
 
 

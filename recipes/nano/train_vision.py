@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from . import views
 from .labels import GRID, HEADS, NO_LABEL, TILE_HEADS, global_labels, tile_labels
 from .optimizers import Optimizers
 from .pages import VIEW_PX, draw_page
+from .saving import Checkpoint
 
 PAGES, TILES = 10, 9
 REPLAY = 48
@@ -122,16 +122,11 @@ def train(out: Path, *, steps: int, seed: int = 0, minutes: float | None = None)
     optimizers = Optimizers(
         {"tower": stage.tower, "norm": stage.norm, "head": stage.head}, muon_lr=4e-3, adamw_lr=2.4e-3, steps=steps
     )
-    start = 0
-    if out.exists():
-        saved = torch.load(out)
-        stage.load_state_dict(saved["stage"])
-        optimizers.load_state_dict(saved["optimizers"])
-        start = saved["step"]
+    checkpoint = Checkpoint(out, "stage", stage, optimizers, minutes)
+    start = checkpoint.resume()
     forward = torch.compile(stage.forward)
     loader = iter(DataLoader(Batches(seed, start), batch_size=None, num_workers=1, prefetch_factor=8))
     ring: list[tuple[torch.Tensor, torch.Tensor]] = []
-    began = last_saved = time.monotonic()
     running: dict[str, float] = {}
     for step in range(start, steps):
         if step % 2 == 0 or len(ring) < 8:
@@ -147,17 +142,10 @@ def train(out: Path, *, steps: int, seed: int = 0, minutes: float | None = None)
         factor = optimizers.step(step)
         for name, value in (parts | {"loss": total.item()}).items():
             running[name] = 0.97 * running.get(name, value) + 0.03 * value
-        now = time.monotonic()
         if step % 50 == 0:
             shown = " ".join(f"{k} {v:.3f}" for k, v in running.items() if k not in ("y0", "x1", "y1"))
-            print(f"step {step} {now - began:.0f}s lr {factor:.2f} {shown}", flush=True)
-        done = step + 1 == steps or (minutes is not None and now - began > 60 * minutes)
-        if done or now - last_saved > 600:
-            state = {"stage": stage.state_dict(), "optimizers": optimizers.state_dict(), "step": step + 1}
-            torch.save(state, out.with_suffix(".tmp"))
-            out.with_suffix(".tmp").replace(out)
-            last_saved = now
-        if done:
+            print(f"step {step} {checkpoint.seconds:.0f}s lr {factor:.2f} {shown}", flush=True)
+        if checkpoint.after(step):
             break
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.image_bytes import png
 from vlm_edge.cli.main import execute
 from vlm_edge.core.bundle import hash_file, open_bundle, write_manifest
 from vlm_edge.core.resources import resource_dir
@@ -112,21 +111,13 @@ def test_first_frame_of_an_animation(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.strip() == expected_total()
 
 
-def png(width: int, height: int, data: bytes = b"") -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
-
 BAD_IMAGES = {
     "empty": b"",
     "truncated": PAGE.read_bytes()[:5000],
     "text": b"this is no image at all",
-    "no-pixels": png(0, 10),
-    "enormous": png(100_000, 100_000),
-    "short": png(400, 400, b"\0" * 100)[:-20],
+    "no-pixels": png(0, 10, depth=8, colour=2, rows=b""),
+    "enormous": png(100_000, 100_000, depth=8, colour=2, rows=b""),
+    "short": png(400, 400, depth=8, colour=2, rows=b"\0" * 100)[:-20],
 }
 
 
