@@ -12,8 +12,8 @@ from pathlib import Path
 from . import train_language, train_vision
 from .fonts import check_fonts
 
-VISION_STEPS, LANGUAGE_STEPS, JOINT_STEPS = 4600, 2600, 800
-JOINT_RATE = 0.25
+VISION_STEPS, LANGUAGE_STEPS, JOINT_STEPS = 4600, 2200, 850
+JOINT_RATE = 0.7
 
 
 def train(out: Path, seed: int = 0) -> None:

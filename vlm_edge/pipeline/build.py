@@ -44,7 +44,7 @@ CONFIGURATION = {
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
 DECODER_LIMIT = {"fp32": 1e-3, "int4": 0.35}
 """Relative error of logits against torch in fp32. 4-bit rounding is meant to differ; its limit only catches a broken graph."""
-PARITY_TOKENS = 96
+PARITY_QUESTION, PARITY_VIEWS = "what is the total?", 3
 
 
 def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequence[NDArray[np.uint8]]) -> Bundle:
@@ -67,11 +67,8 @@ def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequenc
     spec = family.spec(config)
     spec = replace(spec, geometry=replace(spec.geometry, separator_tokens=1 if recipe.view_tokens else 0))
     model = components.load_checkpoint(checkpoint)
-    parity = [
-        export.export_encoder(
-            components.VisionAndProjector(model), _views(images, spec.vision.image_px, checkpoint), out / "vision/cpu"
-        )
-    ]
+    views = _views(images, spec.vision.image_px, checkpoint)
+    parity = [export.export_encoder(components.VisionAndProjector(model), views, out / "vision/cpu")]
     artifacts.append(reference(out, "vision/cpu/model.onnx", role="vision.graph", target="cpu", dtype="fp32"))
     artifacts.append(_write_embedding(model.get_input_embeddings().weight, out))
     decoder = components.text_model(model)
@@ -79,7 +76,9 @@ def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequenc
     for name in names:
         role = "llm.graph" if name == export.GRAPH else "llm.graph.data"
         artifacts.append(reference(out, f"llm/cpu/{name}", role=role, target="cpu", dtype=recipe.packing.llm))
-    parity.append(_decoder_parity(decoder, out, spec, recipe))
+    encoder = discover.backend("onnx").encoder(out / "vision/cpu/model.onnx", "cpu", 1)
+    features = encoder.encode(views)
+    parity.append(_decoder_parity(decoder, features, checkpoint, out, spec, recipe))
     manifest = Manifest(
         schema_version=1, name=recipe.name, source={"checkpoint": hash_file(checkpoint / "model.safetensors")},
         tools={"vlm-edge": __version__} | {tool: metadata.version(tool) for tool in TOOLS}, model=spec, limits=recipe.limits,
@@ -119,20 +118,28 @@ def _build_decoder(decoder: Any, checkpoint: Path, out: Path, precision: str) ->
         return export.build_decoder(Path(folder), out / "llm/cpu", precision=precision)
 
 
-def _decoder_parity(decoder: Any, out: Path, spec: Any, recipe: Recipe) -> ParityResult:
-    """Last-position logits of a random prompt of vocabulary embeddings, in two chunks, against torch."""
+def _decoder_parity(
+    decoder: Any, features: NDArray[np.float32], checkpoint: Path, out: Path, spec: Any, recipe: Recipe
+) -> ParityResult:
+    """Last-position logits of a prompt of real views and a question, fed in two chunks, against torch.
+
+    features: [N, P, Dl].  Made-up embeddings would not do: far from anything it was trained on, a rounded decoder
+    differs at random.
+    """
     import torch
+    from tokenizers import Tokenizer
 
     engine = discover.backend("onnx").engine(
         out / "llm/cpu/model.onnx", spec.text, "cpu", 1, recipe.limits.max_model_len
     )
-    ids = torch.from_numpy(np.random.default_rng(0).integers(5, spec.text.vocab // 2, PARITY_TOKENS))
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    ids = tokenizer.encode(PARITY_QUESTION, add_special_tokens=False).ids
     with torch.no_grad():
-        embeds = decoder.get_input_embeddings()(ids)
-        expected = decoder(inputs_embeds=embeds[None]).logits[0, -1].numpy()
-    rows = embeds.numpy()
-    engine.forward(rows[: PARITY_TOKENS // 2])
-    measured = engine.forward(rows[PARITY_TOKENS // 2 :])
+        question = decoder.get_input_embeddings()(torch.tensor(ids)).numpy()
+        rows = np.concatenate([*features[:PARITY_VIEWS], question])
+        expected = decoder(inputs_embeds=torch.from_numpy(rows)[None]).logits[0, -1].numpy()
+    engine.forward(rows[: len(rows) // 2])
+    measured = engine.forward(rows[len(rows) // 2 :])
     parity = export.compare("llm", measured, expected, DECODER_LIMIT[recipe.packing.llm])
     if not parity.ok:
         raise CheckFailed(

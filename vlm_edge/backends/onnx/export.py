@@ -61,7 +61,7 @@ def compare(component: str, measured: NDArray[np.float32], expected: NDArray[np.
     """Relative error in the Frobenius norm; a value that is not finite counts as an infinite error."""
     error = float(np.linalg.norm(measured - expected) / max(float(np.linalg.norm(expected)), 1e-12))
     error = error if np.isfinite(measured).all() and np.isfinite(error) else float("inf")
-    return ParityResult(component, "relative_error", error, limit, error <= limit)
+    return ParityResult(component, "relative_error", error, float(limit), error <= limit)
 
 
 def build_decoder(text_dir: Path, out: Path, *, precision: str) -> list[str]:
