@@ -7,12 +7,13 @@ import io
 import numpy as np
 from PIL import Image
 
+from vlm_edge.pipeline.views import CELLS_PER_TILE
 from vlm_edge.vision import preprocess, saliency, tiling
 
 from .labels import TileBox
 from .pages import VIEW_PX, Line, Page
 
-CELL_PX = 7
+CELL_PX = VIEW_PX // CELLS_PER_TILE
 
 
 def global_view(page: Page) -> np.ndarray:

@@ -14,6 +14,7 @@ PHASES = ("load", "preprocess", "encode", "prefill", "decode")
 Basis = Literal["exact", "bound", "measured"]
 ENCODE_VIEWS = 8
 PREFILL_CHUNK = 512
+"""Views in one call of the encoder and positions in one of the decoder: the plan's bound, and what the runners keep to."""
 RUNTIME_BYTES = 112 << 20
 """Python, NumPy, Pillow, tokenizers and ONNX Runtime before any weight: `vlm-edge doctor --json` prints this machine's."""
 

@@ -10,8 +10,8 @@ from vlm_edge.backends.onnx.session import import_runtime, open_session
 from vlm_edge.core.contracts import Floats
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import BadInput, DamagedBundle
+from vlm_edge.memory.plan import PREFILL_CHUNK
 
-PREFILL_CHUNK = 512
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from vlm_edge.backends.onnx.session import open_session
 from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import CheckFailed
-
-MAX_VIEWS_PER_CALL = 8
+from vlm_edge.memory.plan import ENCODE_VIEWS
 
 
 class OnnxEncoder:
-    """Runs `pixel_values` [B, 3, S, S] -> `image_features` [B, P, Dl], at most MAX_VIEWS_PER_CALL views at a time."""
+    """Runs `pixel_values` [B, 3, S, S] -> `image_features` [B, P, Dl], at most ENCODE_VIEWS views at a time."""
 
     def __init__(self, graph: Path, *, target: str, threads: int) -> None:
         self._session = open_session(graph, target=target, threads=threads)
@@ -23,8 +22,8 @@ class OnnxEncoder:
     def encode(self, pixels: Floats) -> Floats:
         """Visual embeddings [B, P, Dl]; raises CheckFailed when any is not finite."""
         parts = [
-            self._session.run(None, {self._input: pixels[i : i + MAX_VIEWS_PER_CALL]})[0]
-            for i in range(0, len(pixels), MAX_VIEWS_PER_CALL)
+            self._session.run(None, {self._input: pixels[i : i + ENCODE_VIEWS]})[0]
+            for i in range(0, len(pixels), ENCODE_VIEWS)
         ]
         features: Floats = np.concatenate(parts).astype(np.float32, copy=False)
         if not np.isfinite(features).all():

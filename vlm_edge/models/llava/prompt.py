@@ -15,13 +15,6 @@ from vlm_edge.core.contracts import Floats, TextDecoder
 from vlm_edge.core.embedding import EmbeddingTable
 from vlm_edge.errors import BadInput, DamagedBundle
 
-DEFAULT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message.role.upper() }}: "
-    "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %} {% endfor %}ASSISTANT:"
-)
-"""LLaVA-1.5's own conversation format, for checkpoints that ship no template."""
-
 
 class TokenizerText:
     """Decoding with the bundle's tokenizer."""
