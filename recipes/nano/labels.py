@@ -25,6 +25,8 @@ TILE_HEADS = {"char0": len(CHARACTERS) + 1, "char1": len(CHARACTERS) + 1, "char2
               "key": len(KEYS) + 2, "index": MAX_INDEX, "cut": 2}  # fmt: skip
 GLOBAL_HEADS = {"kind": len(SHAPES) + 1, "color": len(COLORS), "count": 6, "x0": 99, "y0": 99, "x1": 99, "y1": 99}
 HEADS = TILE_HEADS | GLOBAL_HEADS
+LINK_HEADS = ("key", "index")
+"""What a decoder is asked about the patches of a line that began in an earlier tile."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ def empty_labels() -> dict[str, np.ndarray]:
     return {name: np.full((GRID, GRID), NO_LABEL, np.int64) for name in HEADS}
 
 
-def tile_labels(lines: tuple[Line, ...], tile: TileBox) -> dict[str, np.ndarray]:
-    """Labels of a full-resolution tile; a character belongs to the patch that holds its centre."""
+def tile_labels(lines: tuple[Line, ...], tile: TileBox, *, from_x: int | None = None) -> dict[str, np.ndarray]:
+    """Labels of a full-resolution tile; a character belongs to the patch that holds its centre.
+
+    from_x: left edge of what is known of the lines, where that reaches further than the tile.
+    """
+    known_x = tile.x0 if from_x is None else from_x
     labels = empty_labels()
     for name in ("char0", "char1", "char2", "key"):
         labels[name][:] = 0
@@ -56,7 +62,7 @@ def tile_labels(lines: tuple[Line, ...], tile: TileBox) -> dict[str, np.ndarray]
         left, right = max(line.box[0], tile.x0), min(line.box[2], tile.x1)
         if not 0 <= row < GRID or right - left < 4 or line.box[1] < tile.y0 - 1 or line.box[3] > tile.y1 + 1:
             continue
-        has_key = line.box[0] >= tile.x0 - 1
+        has_key = line.box[0] >= known_x - 1
         cols = slice(int((left - tile.x0) // PATCH_PX), int((right - tile.x0 - 0.01) // PATCH_PX) + 1)
         labels["key"][row, cols] = 1 + KEYS.index(line.key) if has_key else CONTINUED
         labels["cut"][row, cols] = int(line.box[2] > tile.x1 + 1)
@@ -71,6 +77,11 @@ def tile_labels(lines: tuple[Line, ...], tile: TileBox) -> dict[str, np.ndarray]
                     labels["index"][row, col] = min(i - first, MAX_INDEX - 1)
                 filled[col] += 1
     return labels
+
+
+def stack_labels(views: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """int16 [V, heads, GRID, GRID], the heads in the order of HEADS."""
+    return np.stack([np.stack([labels[name] for name in HEADS]) for labels in views]).astype(np.int16)
 
 
 def global_labels(page: Page) -> dict[str, np.ndarray]:

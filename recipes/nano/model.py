@@ -9,6 +9,7 @@ from .tokenizer import BOS, EOS, IMAGE, PAD, build_tokenizer
 from .train_vision import CONFIG as VISION_CONFIG
 
 MAX_POSITIONS = 1024
+DECODER_WIDTH = 256
 VOCAB = 384
 """The tokenizer's 256 entries and room to grow. Not 256: onnxruntime-genai's builder takes any layer with as many outputs as
 the vocabulary for the lm_head, and here every attention output has 256."""
@@ -18,7 +19,7 @@ def build_model() -> LlavaForConditionalGeneration:
     """Fresh weights; every matrix of the decoder has sides that are multiples of 128."""
     token_id = build_tokenizer().token_to_id
     text = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=4,
+        vocab_size=VOCAB, hidden_size=DECODER_WIDTH, intermediate_size=512, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=MAX_POSITIONS, tie_word_embeddings=False,
         pad_token_id=token_id(PAD), bos_token_id=token_id(BOS), eos_token_id=token_id(EOS),
     )  # fmt: skip

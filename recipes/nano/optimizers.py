@@ -13,12 +13,12 @@ class Optimizers:
         self,
         modules: dict[str, nn.Module],
         *,
-        muon_lr: float,
+        muon_lr: float | None,
         adamw_lr: float,
         steps: int,
         rates: dict[str, float] | None = None,
     ) -> None:
-        """rates: by a module's name, a factor on both learning rates."""
+        """muon_lr: None gives all to AdamW.  rates: by a module's name, a factor on both learning rates."""
         groups: list[list[dict]] = [[], []]
         self.parameters: list[nn.Parameter] = []
         for prefix, module in modules.items():
@@ -28,16 +28,15 @@ class Optimizers:
                 if not parameter.requires_grad:
                     continue
                 inner = parameter.ndim == 2 and not any(key in f"{prefix}.{name}" for key in ("embed", "head"))
-                (matrices if inner else others).append(parameter)
+                (matrices if inner and muon_lr is not None else others).append(parameter)
             factor = (rates or {}).get(prefix, 1.0)
-            for group, parameters, lr in zip(groups, (matrices, others), (muon_lr, adamw_lr), strict=True):
+            for group, parameters, lr in zip(groups, (matrices, others), (muon_lr or 0.0, adamw_lr), strict=True):
                 if parameters:
                     group.append({"params": parameters, "lr": factor * lr, "base": factor * lr})
             self.parameters += matrices + others
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(groups[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(groups[1], betas=(0.9, 0.98), weight_decay=0.01),
-        ]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups[1], betas=(0.9, 0.98), weight_decay=0.01)]
+        if groups[0]:
+            self.parts.insert(0, torch.optim.Muon(groups[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
         self.steps = steps
 
     def step(self, step: int, *, warmup: int = 100, decay: float = 0.4) -> float:

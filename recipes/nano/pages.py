@@ -70,6 +70,7 @@ class Style:
     """What a caller may pin; everything else is drawn from the random state."""
 
     max_cards: int = 6
+    max_lines: int = 4
     long_lines: float = 0.18
     held_out_typefaces: bool = False
     min_side_px: int = MIN_PAGE_PX
@@ -364,7 +365,7 @@ def draw_page(rng: np.random.Generator, style: Style | None = None) -> Page:
     faces = [face for face in TYPEFACES if face.held_out == style.held_out_typefaces]
     lines: list[Line] = []
     for _ in range(int(rng.integers(1, style.max_cards + 1))):
-        count = int(rng.integers(1, 5))
+        count = int(rng.integers(1, style.max_lines + 1))
         face = faces[int(rng.integers(len(faces)))]
         long = bool(rng.random() < style.long_lines)
         chosen, keys = keys[:count], keys[count:]

@@ -20,10 +20,12 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.vision.preprocess import crop, global_view
 from vlm_edge.vision.sources import load_image
+from vlm_edge.vision.tiling import Tile
 
 from .tokenizer import ANSWER, BOS, GLOBAL, IMAGE, QUESTION, TILE
 
-VIEW_PX, TOKENS = 112, 64
+VIEW_PX, GRID = 112, 8
+TOKENS = GRID * GRID
 
 
 @dataclass(frozen=True)
@@ -41,27 +43,43 @@ class Case:
 
 
 def reference_answer(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, views: list[np.ndarray], question: str,
-    new_tokens: int,
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, pixels: np.ndarray,
+    boxes: list[tuple[int, int, int, int]], question: str, new_tokens: int, *, join_rows: bool,
 ) -> str:  # fmt: skip
-    """transformers' own greedy generation from the same views; nothing of the runtime takes part."""
-    pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    ids = [BOS]
-    for i in range(len(views)):
-        ids += [GLOBAL if i == 0 else TILE] + [IMAGE] * TOKENS
-    ids = tokenizer.convert_tokens_to_ids([*ids, QUESTION])
-    ids += tokenizer.encode(question, add_special_tokens=False)
-    ids.append(tokenizer.convert_tokens_to_ids(ANSWER))
-    inputs = torch.tensor([ids])
+    """transformers' own features and greedy generation; only the crops and the global view's scaling are the runtime's.
+
+    pixels: the page, uint8 [H, W, 3].  boxes: its tiles in source pixels.
+    """
+    views = [global_view(pixels, VIEW_PX)] + [crop(pixels, Tile(*box, 0.0), VIEW_PX) for box in boxes]
+    batch = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        out = model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            pixel_values=pixels,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-        )
-    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        features = model.get_image_features(batch).pooler_output
+    ids, placed = [BOS, GLOBAL, *[IMAGE] * TOKENS], [*features[0]]
+    for strip in neighbours(boxes) if join_rows else [[i] for i in range(len(boxes))]:
+        ids += [TILE] * len(strip) + [IMAGE] * TOKENS * len(strip)
+        for row in range(GRID):
+            for i in strip:
+                placed += [*features[1 + i][row * GRID : (row + 1) * GRID]]
+    inputs = tokenizer.convert_tokens_to_ids([*ids, QUESTION]) + tokenizer.encode(question, add_special_tokens=False)
+    inputs.append(tokenizer.convert_tokens_to_ids(ANSWER))
+    tokens = torch.tensor([inputs])
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(tokens)
+        embeds[tokens == model.config.image_token_index] = torch.stack(placed)
+        mask = torch.ones_like(tokens)
+        out = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False)
+    return tokenizer.decode(out[0], skip_special_tokens=True)
+
+
+def neighbours(boxes: list[tuple[int, int, int, int]]) -> list[list[int]]:
+    """Indices of boxes in their order, each one that begins where the last one ends, at equal height, beside it."""
+    groups: list[list[int]] = []
+    for i, (x0, y0, _, y1) in enumerate(boxes):
+        if groups and boxes[groups[-1][-1]][1:] == (y0, x0, y1):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def cases(checkpoint: Path, bundle: Path, pages: list[Path], limit: int, new_tokens: int = 32) -> Iterator[Case]:
@@ -70,6 +88,7 @@ def cases(checkpoint: Path, bundle: Path, pages: list[Path], limit: int, new_tok
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     pipeline = Pipeline.load(bundle)
     options = AskOptions(reduce="none", max_new_tokens=new_tokens)
+    join_rows = bool(pipeline.bundle.manifest.recipe.get("join_rows"))
     asked = 0
     for page in pages:
         pixels = load_image(page).pixels
@@ -78,8 +97,10 @@ def cases(checkpoint: Path, bundle: Path, pages: list[Path], limit: int, new_tok
                 return
             asked += 1
             answer = pipeline.ask(page, entry["question"], options)
-            views = [global_view(pixels, VIEW_PX)] + [crop(pixels, tile, VIEW_PX) for tile in answer.tiles]
-            expected = reference_answer(model, tokenizer, views, entry["question"], new_tokens)
+            boxes = [tile.box for tile in answer.tiles]
+            expected = reference_answer(
+                model, tokenizer, pixels, boxes, entry["question"], new_tokens, join_rows=join_rows
+            )
             yield Case(page.name, entry["question"], answer.text, expected)
 
 

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import LlavaForConditionalGeneration
 
 from .optimizers import Optimizers
 
 SAVE_SECONDS = 600
 
 
-class Checkpoint:
-    """One file that holds a module under `name`, its optimizers, and the number of steps done."""
+def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """The whole model's weights in fp32, of a training stage's file or of a saved Hugging Face folder."""
+    if path.is_dir():
+        return LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32).state_dict()
+    state: dict[str, torch.Tensor] = torch.load(path)["model"]
+    return state
 
-    def __init__(self, path: Path, name: str, module: nn.Module, optimizers: Optimizers, minutes: float | None) -> None:
-        self.path, self.name, self.module, self.optimizers = path, name, module, optimizers
+
+class Checkpoint:
+    """One file that holds modules under their names, their optimizers, and the number of steps done."""
+
+    def __init__(
+        self, path: Path, modules: Mapping[str, nn.Module], optimizers: Optimizers, minutes: float | None
+    ) -> None:
+        self.path, self.modules, self.optimizers = path, modules, optimizers
         self.minutes = minutes
         self.began = self.saved = time.monotonic()
 
@@ -30,7 +42,8 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         saved = torch.load(self.path)
-        self.module.load_state_dict(saved[self.name])
+        for name, module in self.modules.items():
+            module.load_state_dict(saved[name])
         self.optimizers.load_state_dict(saved["optimizers"])
         return saved["step"]
 
@@ -39,7 +52,8 @@ class Checkpoint:
         done = step + 1 == self.optimizers.steps
         done = done or (self.minutes is not None and self.seconds > 60 * self.minutes)
         if done or time.monotonic() - self.saved > SAVE_SECONDS:
-            state = {self.name: self.module.state_dict(), "optimizers": self.optimizers.state_dict(), "step": step + 1}
+            state: dict = {name: module.state_dict() for name, module in self.modules.items()}
+            state |= {"optimizers": self.optimizers.state_dict(), "step": step + 1}
             temporary = self.path.with_suffix(".tmp")
             torch.save(state, temporary)
             temporary.replace(self.path)

@@ -1,7 +1,7 @@
 """Train the nano model from nothing, in one command: python -m recipes.nano.train OUT
 
-Stage 0 teaches the vision tower, stage 1 projector and decoder, stage 2 all three together. Each saves every ten minutes, and the
-same command goes on where it was stopped. Then: python -m recipes.nano.checkpoint save OUT/joint.pt recipes/nano/checkpoint
+Six stages, each in a file of its own that is saved every ten minutes; the same command goes on where it was stopped. Then:
+python -m recipes.nano.checkpoint save OUT/stage5.pt recipes/nano/checkpoint
 """
 
 from __future__ import annotations
@@ -12,17 +12,28 @@ from pathlib import Path
 from . import train_language, train_vision
 from .fonts import check_fonts
 
-VISION_STEPS, LANGUAGE_STEPS, JOINT_STEPS = 4600, 2200, 850
-JOINT_RATE = 0.7
+STEPS = {0: 4600, 1: 2200, 2: 850, 3: 1500, 4: 700, 5: 2400}
+RATES = {2: 0.7}
 
 
 def train(out: Path, seed: int = 0) -> None:
     check_fonts()
     out.mkdir(parents=True, exist_ok=True)
-    vision, language, joint = (out / f"{name}.pt" for name in ("vision", "language", "joint"))
-    train_vision.train(vision, steps=VISION_STEPS, seed=seed)
-    train_language.train(vision, language, steps=LANGUAGE_STEPS, seed=seed)
-    train_language.train(vision, joint, steps=JOINT_STEPS, seed=seed, start_from=language, rate=JOINT_RATE)
+    file = {stage: out / f"stage{stage}.pt" for stage in STEPS}
+    train_vision.train(file[0], steps=STEPS[0], seed=seed)
+    for stage, before, vision in ((1, None, 0), (2, 1, None)):
+        _language(stage, file, before, vision, seed)
+    train_vision.train(file[3], steps=STEPS[3], seed=seed, sharpen=file[2])
+    for stage, before, vision in ((4, 2, 3), (5, 4, 3)):
+        _language(stage, file, before, vision, seed)
+
+
+def _language(stage: int, file: dict[int, Path], before: int | None, vision: int | None, seed: int) -> None:
+    start_from, tower = (None if i is None else file[i] for i in (before, vision))
+    steps, rate = STEPS[stage], RATES.get(stage, 1.0)
+    train_language.train(
+        file[stage], stage=stage, start_from=start_from, vision=tower, steps=steps, seed=seed, rate=rate
+    )
 
 
 if __name__ == "__main__":

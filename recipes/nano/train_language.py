@@ -1,246 +1,193 @@
-"""Stage 1: teach projector and decoder to answer, with the vision tower frozen; stage 2: all three together."""
+"""Stages 1, 2, 4 and 5: projector and decoder learn to answer (1), then tower, projector and decoder together (2).
+
+Stage 4 teaches the decoder, from pages with a single long line on, to find where a line goes on in the next tile (with the tower
+frozen); stage 5 trains everything together, the tower on its dense labels as well. Stage 3 is train_vision's.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
-from vlm_edge.tokens.reduce import threshold_merge
-from vlm_edge.vision.tiling import Tile, reading_order
-
-from . import views
-from .labels import GRID, TileBox
-from .model import build_model, whiten_projector
+from .examples import TOKENIZER, Example, Examples
+from .labels import NO_LABEL, TILE_HEADS
+from .model import DECODER_WIDTH, build_model, whiten_projector
 from .optimizers import Optimizers
-from .pages import Page, Style, draw_page
-from .questions import training_questions
-from .saving import Checkpoint
-from .tokenizer import ANSWER, BOS, EOS, GLOBAL, QUESTION, TILE, build_tokenizer, encode_answer
-from .train_vision import normalize, soft_cross_entropy
-from .vocabulary import COLORS, LOCATIONS
+from .packing import Packed, pack
+from .saving import Checkpoint, load_state
+from .train_vision import DenseHeads, losses, normalize, soft_cross_entropy
+from .vocabulary import LOCATIONS
 
-PAGES, QUESTIONS = 12, 12
-LOCATION_WEIGHT = 0.5
-JOINT_LOCATION_WEIGHT, JOINT_COLOR_WEIGHT = 2.0, 4.0
-"""Stage 2 weighs what one token decides: a colour is one token beside the eight of a value, and is learnt as much more slowly."""
+
+@dataclass(frozen=True)
+class Stage:
+    """tower: whether it trains too, at TOWER_RATE.  links, dense: whether the decoder is asked for links, and the tower for its
+    dense labels.  pages: in a batch.  weights: of a task's answer tokens, where not 1.
+
+    muon: whether matrices train with Muon.  With it the decoder had not found the first link after 140 steps; AdamW alone
+    takes about 200 and from then on links on full pages are learnt as well.
+    """
+
+    tower: bool
+    links: bool
+    dense: bool
+    muon: bool
+    pages: int
+    weights: Mapping[str, float]
+
+
+ONE_TOKEN_WEIGHTS = {"color": 4.0, "count": 4.0, "where": 2.0}
+"""One token decides these answers, beside the eight of a value: at equal weight they are learnt as much more slowly."""
+STAGES = {
+    1: Stage(tower=False, links=False, dense=False, muon=True, pages=12, weights={"where": 0.5}),
+    2: Stage(tower=True, links=False, dense=False, muon=True, pages=12, weights={"color": 4.0, "where": 2.0}),
+    4: Stage(tower=False, links=True, dense=False, muon=False, pages=6, weights=ONE_TOKEN_WEIGHTS),
+    5: Stage(tower=True, links=True, dense=True, muon=True, pages=12, weights=ONE_TOKEN_WEIGHTS),
+}
+ADAMW_ALONE_LR = 1e-3
 TOWER_RATE = 0.3
-"""Of the tower in stage 2, beside the rest: it already sees; its features only bend towards the decoder."""
-TOKENIZER = build_tokenizer()
-ID = {name: TOKENIZER.token_to_id(name) for name in (ANSWER, BOS, EOS, GLOBAL, QUESTION, TILE)}
-COLOR_IDS = [TOKENIZER.token_to_id(f"▁{color}") for color in COLORS]
+"""Beside the rest: the tower already sees; its features only bend towards the decoder."""
+LINK_LAYERS = {"key1": 1, "key2": 2, "index2": 2}
+"""Stages 4 and 5 ask the decoder's first two layers, where a line goes on in the next tile, for its key and the place in the value:
+only the tokens before tell. From answers alone that is not found in 400 steps."""
+DENSE_WEIGHT = 0.3
 FIRST_LOCATION = TOKENIZER.token_to_id(str(LOCATIONS[0]))
 
 
-@dataclass(frozen=True)
-class Example:
-    """One page: its views uint8 [V, S, S, 3] and its questions as (prompt ids, answer ids)."""
-
-    pixels: np.ndarray
-    pairs: list[tuple[list[int], list[int]]]
+def link_heads() -> nn.ModuleDict:
+    """Linear readings of the decoder's hidden states for links; they are thrown away afterwards."""
+    return nn.ModuleDict({name: nn.Linear(DECODER_WIDTH, TILE_HEADS[name[:-1]]) for name in LINK_LAYERS})
 
 
-def choose_tiles(rng: np.random.Generator, page: Page) -> list[TileBox]:
-    """As the runtime chooses, or around some lines with a distractor, or none at all."""
-    mode = rng.random()
-    if mode < 0.55:
-        return views.salient(page, int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.08, 0.1, 0.12, 0.15, 0.15, 0.4])))
-    if mode > 0.94 or not page.lines:
-        return []
-    tiles: list[TileBox] = []
-    for index in rng.permutation(len(page.lines)):
-        line = page.lines[index]
-        if len(tiles) > 4 or (len(tiles) > 1 and rng.random() < 0.3):
-            break
-        if line.box[2] <= page.width and not any(_holds(tile, line.box) for tile in tiles):
-            tiles += views.around(rng, page, line)
-    if rng.random() < 0.3:
-        tiles.append(views.anywhere(rng, page))
-    ordered = reading_order([Tile(t.x0, t.y0, t.x1, t.y1, 0.0) for t in tiles[:6]])
-    return [TileBox(t.x0, t.y0) for t in ordered]
-
-
-def _holds(tile: TileBox, box: tuple[float, float, float, float]) -> bool:
-    return tile.x0 <= box[0] and box[2] <= tile.x1 and tile.y0 <= box[1] and box[3] <= tile.y1
-
-
-def draw_example(rng: np.random.Generator, progress: float) -> Example:
-    """Early on (progress 0 to 0.25) pages hold one card and no long lines; later everything."""
-    ease = min(1.0, progress / 0.25)
-    style = Style(max_cards=1 + int(5 * ease), long_lines=0.18 if ease > 0.6 else 0.0)
-    page = draw_page(rng, style)
-    tiles = choose_tiles(rng, page)
-    pixels = [views.global_view(page)] + [views.worn(rng, views.cut(page, tile)) for tile in tiles]
-    pairs = [
-        ([ID[QUESTION], *TOKENIZER.encode(q.text, add_special_tokens=False).ids, ID[ANSWER]],
-         [*encode_answer(TOKENIZER, q.answer), ID[EOS]])
-        for q in training_questions(rng, page, tiles, QUESTIONS)
-    ]  # fmt: skip
-    return Example(np.stack(pixels), pairs)
-
-
-class Examples(IterableDataset):
-    """Batch i of stage s depends on (seed, s, i) and the total number of steps only."""
-
-    def __init__(self, seed: tuple[int, int], start: int, steps: int, *, curriculum: bool) -> None:
-        self.seed, self.start, self.steps, self.curriculum = seed, start, steps, curriculum
-
-    def __iter__(self) -> Iterator[list[Example]]:
-        for index in range(self.start, self.steps):
-            rng = np.random.default_rng((*self.seed, index))
-            progress = index / self.steps if self.curriculum else 1.0
-            yield [draw_example(rng, progress) for _ in range(PAGES)]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A batch: embeddings [B, L, D], 4-D mask, positions [B, L], and where answers are predicted with their ids."""
-
-    embeds: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    at: tuple[torch.Tensor, torch.Tensor]
-    targets: torch.Tensor
-
-
-def pack(
-    model: LlavaForConditionalGeneration, batch: list[Example], features: torch.Tensor, rng: np.random.Generator
-) -> Packed:
-    """Put each page's views once and all its questions behind them; a question sees the views and itself only.
-
-    features: [all views of the batch, P, Dv]. On three pages of five, neighbouring tokens are merged, as the runtime may.
-    """
-    embed, project = model.get_input_embeddings(), model.model.multi_modal_projector
-    rows, segments, positions, answers = [], [], [], []
-    first = 0
-    for example in batch:
-        count = len(example.pixels)
-        own = features[first : first + count]
-        first += count
-        kept = _merged(own, float(rng.uniform(0.8, 0.98))) if rng.random() < 0.6 else list(own)
-        visual = project(torch.cat(kept)).split([len(k) for k in kept])
-        markers = embed(torch.tensor([ID[BOS], ID[GLOBAL], ID[TILE]]))
-        parts = [markers[:1]]
-        for i, tokens in enumerate(visual):
-            parts += [markers[1 if i == 0 else 2][None], tokens]
-        prefix = sum(len(p) for p in parts)
-        ids = [prompt + answer[:-1] for prompt, answer in example.pairs]
-        parts.append(embed(torch.tensor([i for pair in ids for i in pair])))
-        rows.append(torch.cat(parts))
-        segments.append([0] * prefix + [n + 1 for n, pair in enumerate(ids) for _ in pair])
-        positions.append(list(range(prefix)) + [prefix + i for pair in ids for i in range(len(pair))])
-        offset = prefix
-        spots: list[tuple[int, int]] = []
-        for prompt, answer in example.pairs:
-            spots += [(offset + len(prompt) - 1 + i, token) for i, token in enumerate(answer)]
-            offset += len(prompt) + len(answer) - 1
-        answers.append(spots)
-    longest = max(len(row) for row in rows)
-    embeds = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
-    segment = torch.tensor([s + [-1] * (longest - len(s)) for s in segments])
-    position = torch.tensor([p + [0] * (longest - len(p)) for p in positions])
-    same = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-    allowed = (same & (segment[:, None, :] >= 0)).tril() | torch.eye(longest, dtype=torch.bool)
-    mask = torch.zeros(allowed.shape).masked_fill_(~allowed, -1e9)[:, None]
-    at = [(b, spot, token) for b, spots in enumerate(answers) for spot, token in spots]
-    where = torch.tensor(at).T
-    return Packed(embeds, mask, position, (where[0], where[1]), where[2])
-
-
-def _merged(features: torch.Tensor, threshold: float) -> list[torch.Tensor]:
-    """Merge with the runtime's own code, then repeat the averages in torch so that gradients pass (stage 2)."""
-    sets = threshold_merge(features.detach().numpy(), grid=(GRID, GRID), threshold=threshold)
-    merged = []
-    for view, tokens in zip(features, sets, strict=True):
-        members = torch.from_numpy(np.asarray(tokens.members)).long()
-        sums = torch.zeros(len(tokens.sizes), features.shape[-1]).index_add(0, members, view)
-        merged.append(sums / torch.from_numpy(tokens.sizes)[:, None])
-    return merged
-
-
-def answer_loss(model: LlavaForConditionalGeneration, packed: Packed, *, joint: bool) -> tuple[torch.Tensor, float]:
-    """Cross entropy on answer tokens (location tokens with soft neighbours), and the share of tokens that are right."""
-    hidden = model.model.language_model(
+def answer_loss(
+    model: LlavaForConditionalGeneration, packed: Packed, links: nn.ModuleDict | None
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Cross entropy on answer tokens (location tokens with soft neighbours), that on links, and the share of right tokens."""
+    run = model.model.language_model(
         inputs_embeds=packed.embeds, attention_mask=packed.mask.to(packed.embeds.dtype), position_ids=packed.positions,
-        use_cache=False,
-    ).last_hidden_state  # fmt: skip
-    logits = model.lm_head(hidden[packed.at]).float()
-    targets = packed.targets
+        use_cache=False, output_hidden_states=links is not None,
+    )  # fmt: skip
+    link_loss = torch.zeros(())
+    for name, head in (links or {}).items():
+        labels = packed.links[name[:-1]]
+        if not (labels != NO_LABEL).any():
+            continue
+        hidden = run.hidden_states[LINK_LAYERS[name]][labels != NO_LABEL]
+        found = head(F.layer_norm(hidden.float(), hidden.shape[-1:])).float()
+        link_loss = link_loss + F.cross_entropy(found, labels[labels != NO_LABEL])
+    logits = model.lm_head(run.last_hidden_state[packed.at]).float()
+    targets, weights = packed.targets, packed.weights
     place = (targets >= FIRST_LOCATION) & (targets < FIRST_LOCATION + len(LOCATIONS))
-    weight = torch.ones(logits.shape[-1])
-    weight[COLOR_IDS] = JOINT_COLOR_WEIGHT if joint else 1.0
-    total = F.cross_entropy(logits[~place], targets[~place], weight=weight, reduction="sum")
+    total = (weights[~place] * F.cross_entropy(logits[~place], targets[~place], reduction="none")).sum()
     if place.any():
         span = slice(FIRST_LOCATION, FIRST_LOCATION + len(LOCATIONS))
         inside = torch.logsumexp(logits[place], -1) - torch.logsumexp(logits[place][:, span], -1)
         soft = soft_cross_entropy(logits[place][:, span], targets[place] - FIRST_LOCATION)
-        total = total + (JOINT_LOCATION_WEIGHT if joint else LOCATION_WEIGHT) * (soft * place.sum() + inside.sum())
-    return total / len(targets), (logits.argmax(-1) == targets).float().mean().item()
+        total = total + weights[place][0] * (soft * place.sum() + inside.sum())
+    right = (logits.argmax(-1) == targets).float().mean().item()
+    return total / len(targets), link_loss, right
+
+
+def load_tower(model: LlavaForConditionalGeneration, vision: Path) -> DenseHeads:
+    """Load the vision tower of stage 0 or 3; returns the heads that were trained with it."""
+    saved = torch.load(vision)
+    model.model.vision_tower.load_state_dict(saved["tower"])
+    heads = DenseHeads()
+    heads.load_state_dict(saved["heads"])
+    return heads
 
 
 def train(
-    vision: Path, out: Path, *, steps: int, seed: int = 0, minutes: float | None = None, start_from: Path | None = None,
-    rate: float = 1.0,
+    out: Path, *, stage: int, start_from: Path | None, vision: Path | None, steps: int, seed: int = 0,
+    minutes: float | None = None, rate: float = 1.0,
 ) -> None:  # fmt: skip
-    """Stage 1 (tower frozen), or with `start_from` stage 2 (everything trains); an existing `out` is continued."""
+    """Train one stage to `steps`; an existing `out` is continued.
+
+    start_from: file of the stage before (or a saved Hugging Face folder); none for stage 1.  vision: file of the vision stage
+    before, whose tower and dense heads go on: stage 0 for stage 1, stage 3 for stages 4 and 5.
+    """
     torch.manual_seed(seed)
     model = build_model()
-    joint = start_from is not None
-    tower = {k.removeprefix("tower."): v for k, v in torch.load(vision)["stage"].items() if k.startswith("tower.")}
-    model.model.vision_tower.load_state_dict(tower)
-    model.model.vision_tower.requires_grad_(joint)
-    model.model.vision_tower.base_model.post_layernorm.requires_grad_(False)
+    what = STAGES[stage]
     if start_from is not None:
-        model.load_state_dict(torch.load(start_from)["model"])
-    language = {
+        model.load_state_dict(load_state(start_from))
+    dense = load_tower(model, vision) if vision is not None else None
+    model.model.vision_tower.requires_grad_(what.tower)
+    model.model.vision_tower.base_model.post_layernorm.requires_grad_(False)
+    trained: dict[str, nn.Module] = {
         "projector": model.model.multi_modal_projector,
         "decoder": model.model.language_model,
         "head": model.lm_head,
     }
-    trained = language | ({"tower": model.model.vision_tower} if joint else {})
-    rates = {"tower": TOWER_RATE}
-    optimizers = Optimizers(trained, muon_lr=3e-3 * rate, adamw_lr=1.8e-3 * rate, steps=steps, rates=rates)
-    checkpoint = Checkpoint(out, "model", model, optimizers, minutes)
+    saved: dict[str, nn.Module] = {"model": model}
+    if what.tower:
+        trained["tower"] = model.model.vision_tower
+    links = link_heads() if what.links else None
+    if links is not None:
+        trained["link_head"] = saved["links"] = links
+    if what.dense and dense is not None:
+        trained["dense_head"] = saved["dense"] = dense
+    rates = {"tower": TOWER_RATE, "link_head": 3.0 if stage == 4 else 1.0}
+    muon, adamw = (3e-3 * rate, 1.8e-3 * rate) if what.muon else (None, ADAMW_ALONE_LR * rate)
+    optimizers = Optimizers(trained, muon_lr=muon, adamw_lr=adamw, steps=steps, rates=rates)
+    checkpoint = Checkpoint(out, saved, optimizers, minutes)
     start = checkpoint.resume()
-    examples = Examples((seed, 1 + joint), start, steps, curriculum=not joint)
+    examples = Examples(seed, stage, start, steps=steps, pages=what.pages)
     loader = DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=6)
     see = torch.compile(lambda pixels: model.model.vision_tower(pixels).last_hidden_state[:, 1:], dynamic=True)
-    shown_loss = shown_right = None
+    shown: dict[str, float] = {}
     for step, batch in zip(range(start, steps), loader, strict=True):
-        pixels = normalize(torch.from_numpy(np.concatenate([e.pixels for e in batch])))
-        with torch.set_grad_enabled(joint), torch.autocast("cpu", torch.bfloat16):
-            features = see(pixels).float()
-        if step == 0 and not joint:
+        with torch.set_grad_enabled(what.tower), torch.autocast("cpu", torch.bfloat16):
+            features = see(normalize(torch.from_numpy(np.concatenate([e.pixels for e in batch])))).float()
+        if step == 0 and stage == 1:
             whiten_projector(model, features.reshape(-1, features.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16):
-            packed = pack(model, batch, features, np.random.default_rng((seed, 7, step)))
-            loss, right = answer_loss(model, packed, joint=joint)
-        loss.backward()
-        factor = optimizers.step(step)
-        shown_loss = loss.item() if shown_loss is None else 0.95 * shown_loss + 0.05 * loss.item()
-        shown_right = right if shown_right is None else 0.95 * shown_right + 0.05 * right
+            packed = pack(model, batch, features, np.random.default_rng((seed, 6 + stage, step)), what.weights)
+            loss, link_loss, right = answer_loss(model, packed, links)
+        now = {"loss": loss.item(), "right": right, "links": link_loss.item()}
+        total = loss + link_loss
+        if what.dense and dense is not None:
+            dense_loss, parts = losses(dense, features, _dense_labels(batch))
+            total = total + DENSE_WEIGHT * dense_loss
+            now |= {"dense": dense_loss.item(), "char0": parts.get("char0", 0.0)}
+        total.backward()
+        factor = optimizers.step(step, warmup=30 if stage == 4 else 100)
+        shown = {name: 0.95 * shown.get(name, value) + 0.05 * value for name, value in now.items()}
         if step % 25 == 0:
-            state = f"loss {shown_loss:.4f} right {shown_right:.4f} length {packed.embeds.shape[1]}"
-            print(f"step {step} {checkpoint.seconds:.0f}s lr {factor:.2f} {state}", flush=True)
+            state = " ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            print(
+                f"step {step} {checkpoint.seconds:.0f}s lr {factor:.2f} {state} length {packed.embeds.shape[1]}",
+                flush=True,
+            )
         if checkpoint.after(step):
             break
 
 
+def _dense_labels(batch: list[Example]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([example.dense for example in batch]))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vision", type=Path, required=True, help="checkpoint of stage 0")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start-from", type=Path, help="checkpoint of stage 1: train everything together from there")
+    parser.add_argument("stage", type=int, choices=list(STAGES))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--start-from", type=Path, help="file of the stage before, or a saved folder")
+    parser.add_argument("--vision", type=Path, help="file of stage 0 (for stage 1) or 3 (for stages 4 and 5)")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=None)
     a = parser.parse_args()
-    train(a.vision, a.out, steps=a.steps, seed=a.seed, minutes=a.minutes, start_from=a.start_from, rate=a.rate)
+    train(
+        a.out, stage=a.stage, start_from=a.start_from, vision=a.vision, steps=a.steps, seed=a.seed, minutes=a.minutes,
+        rate=a.rate,
+    )  # fmt: skip

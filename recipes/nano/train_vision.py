@@ -1,4 +1,4 @@
-"""Stage 0: teach the vision tower alone, patch by patch, on dense labels."""
+"""Stage 0 teaches the vision tower alone, patch by patch, on dense labels; stage 3 sharpens it on denser pages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from . import views
-from .labels import GRID, HEADS, NO_LABEL, TILE_HEADS, global_labels, tile_labels
+from .labels import GRID, HEADS, NO_LABEL, TILE_HEADS, global_labels, stack_labels, tile_labels
 from .optimizers import Optimizers
-from .pages import VIEW_PX, draw_page
-from .saving import Checkpoint
+from .pages import VIEW_PX, Style, draw_page
+from .saving import Checkpoint, load_state
 
 PAGES, TILES = 10, 9
 REPLAY = 48
@@ -27,20 +27,26 @@ CONFIG = CLIPVisionConfig(
 )  # fmt: skip
 
 
-class VisionStage(nn.Module):
-    """The tower that ships, plus one linear head per label that does not."""
+SHARPEN_KEY = 3
+"""First element of stage 3's random states, beside the seed: its pages are none of stage 0's."""
+SHARPEN_TOWER_RATE = 0.5
+
+
+class DenseHeads(nn.Module):
+    """One linear head per label on the tower's patch features; none of them ships."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tower = CLIPVisionModel(CONFIG)
         self.norm = nn.LayerNorm(CONFIG.hidden_size)
         self.head = nn.ModuleDict({name: nn.Linear(CONFIG.hidden_size, classes) for name, classes in HEADS.items()})
-        embeddings = next(m for n, m in self.tower.named_modules() if n.endswith("embeddings"))
-        embeddings.position_embedding.weight.data[1:] = sincos_2d(GRID, CONFIG.hidden_size)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels [B, 3, S, S] -> normed patch features [B, P, D], class token dropped."""
-        return self.norm(self.tower(pixels).last_hidden_state[:, 1:])
+
+def build_tower() -> CLIPVisionModel:
+    """A fresh tower whose position embeddings begin as a grid."""
+    tower = CLIPVisionModel(CONFIG)
+    embeddings = next(m for n, m in tower.named_modules() if n.endswith("embeddings"))
+    embeddings.position_embedding.weight.data[1:] = sincos_2d(GRID, CONFIG.hidden_size)
+    return tower
 
 
 def sincos_2d(side: int, width: int) -> torch.Tensor:
@@ -51,9 +57,9 @@ def sincos_2d(side: int, width: int) -> torch.Tensor:
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1) * 0.5
 
 
-def draw_views(rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
+def draw_views(rng: np.random.Generator, style: Style) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
     """The global view and TILES tiles of one page, with their labels."""
-    page = draw_page(rng)
+    page = draw_page(rng, style)
     tiles = []
     lines = [line for line in page.lines if line.box[2] <= page.width]
     while len(tiles) < TILES:
@@ -66,19 +72,25 @@ def draw_views(rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict[st
 
 
 class Batches(IterableDataset):
-    """Batch i depends on (seed, i) only, so a resumed run sees what an unbroken one would."""
+    """Batch i depends on (seed, i) only, so a resumed run sees what an unbroken one would.
 
-    def __init__(self, seed: int, start: int) -> None:
-        self.seed, self.start = seed, start
+    sharpen: smaller pages with longer cards on half of the pages, so that a tile holds more text.
+    """
+
+    def __init__(self, seed: int, start: int, *, sharpen: bool) -> None:
+        self.seed, self.start, self.sharpen = seed, start, sharpen
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         index = self.start
         while True:
-            rng = np.random.default_rng((self.seed, index))
-            pages = [draw_views(rng) for _ in range(PAGES)]
+            key = (self.seed, SHARPEN_KEY, index) if self.sharpen else (self.seed, index)
+            rng = np.random.default_rng(key)
+            crowded = Style(max_lines=6, long_lines=0.3, max_side_px=800)
+            styles = [crowded if self.sharpen and i % 2 else Style() for i in range(PAGES)]
+            pages = [draw_views(rng, style) for style in styles]
             pixels = np.stack([view for views_, _ in pages for view in views_])
-            labels = np.stack([np.stack([lab[name] for name in HEADS]) for _, labs in pages for lab in labs])
-            yield torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int16))
+            labels = np.concatenate([stack_labels(of_page) for _, of_page in pages])
+            yield torch.from_numpy(pixels), torch.from_numpy(labels)
             index += 1
 
 
@@ -87,9 +99,9 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 
-def losses(stage: VisionStage, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross entropy per head; patches without text or shape weigh a third of those with."""
-    flat = features.reshape(-1, features.shape[-1])
+def losses(heads: DenseHeads, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross entropy per head on the tower's features [V, P, D] against stack_labels' [V, heads, GRID, GRID]."""
+    flat = heads.norm(features).reshape(-1, features.shape[-1])
     parts: dict[str, float] = {}
     total = torch.zeros(())
     targets = {name: labels[:, i].reshape(-1).long() for i, name in enumerate(HEADS)}
@@ -100,7 +112,7 @@ def losses(stage: VisionStage, features: torch.Tensor, labels: torch.Tensor) -> 
         if not len(index):
             continue
         target = targets[name][index]
-        logits = stage.head[name](flat[index]).float()
+        logits = heads.head[name](flat[index]).float()
         loss = (soft_cross_entropy if name in ("x0", "y0", "x1", "y1") else F.cross_entropy)(logits, target)
         weight = {"index": 0.3, "cut": 0.3, "kind": 1.0, "key": 1.0}.get(name, 1.0 if name in TILE_HEADS else 0.3)
         total = total + weight * loss
@@ -115,17 +127,28 @@ def soft_cross_entropy(logits: torch.Tensor, target: torch.Tensor, sigma: float 
     return F.cross_entropy(logits, soft)
 
 
-def train(out: Path, *, steps: int, seed: int = 0, minutes: float | None = None) -> None:
-    """Train to `steps`, saving to `out` every ten minutes; an existing checkpoint is continued."""
+def train(
+    out: Path, *, steps: int, seed: int = 0, minutes: float | None = None, sharpen: Path | None = None
+) -> None:  # fmt: skip
+    """Train to `steps`, saving to `out` every ten minutes; an existing checkpoint is continued.
+
+    sharpen: file of stage 2 (or a saved Hugging Face folder) whose tower goes on; without it a fresh one begins.
+    """
     torch.manual_seed(seed)
-    stage = VisionStage()
+    tower, heads = build_tower(), DenseHeads()
+    if sharpen is not None:
+        prefix = "model.vision_tower."
+        state = load_state(sharpen)
+        tower.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     optimizers = Optimizers(
-        {"tower": stage.tower, "norm": stage.norm, "head": stage.head}, muon_lr=4e-3, adamw_lr=2.4e-3, steps=steps
-    )
-    checkpoint = Checkpoint(out, "stage", stage, optimizers, minutes)
+        {"tower": tower, "heads": heads}, muon_lr=4e-3, adamw_lr=2.4e-3, steps=steps,
+        rates={"tower": SHARPEN_TOWER_RATE if sharpen else 1.0},
+    )  # fmt: skip
+    checkpoint = Checkpoint(out, {"tower": tower, "heads": heads}, optimizers, minutes)
     start = checkpoint.resume()
-    forward = torch.compile(stage.forward)
-    loader = iter(DataLoader(Batches(seed, start), batch_size=None, num_workers=1, prefetch_factor=8))
+    see = torch.compile(lambda pixels: tower(pixels).last_hidden_state[:, 1:])
+    batches = Batches(seed, start, sharpen=sharpen is not None)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8))
     ring: list[tuple[torch.Tensor, torch.Tensor]] = []
     running: dict[str, float] = {}
     for step in range(start, steps):
@@ -136,10 +159,10 @@ def train(out: Path, *, steps: int, seed: int = 0, minutes: float | None = None)
         else:
             pixels, labels = ring[int(torch.randint(len(ring), ()))]
         with torch.autocast("cpu", torch.bfloat16):
-            features = forward(normalize(pixels))
-        total, parts = losses(stage, features.float(), labels)
+            features = see(normalize(pixels))
+        total, parts = losses(heads, features.float(), labels)
         total.backward()
-        factor = optimizers.step(step)
+        factor = optimizers.step(step, decay=0.7 if sharpen else 0.4)
         for name, value in (parts | {"loss": total.item()}).items():
             running[name] = 0.97 * running.get(name, value) + 0.03 * value
         if step % 50 == 0:
@@ -151,11 +174,12 @@ def train(out: Path, *, steps: int, seed: int = 0, minutes: float | None = None)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--minutes", type=float, default=None, help="stop (and save) after this long; run again to go on"
     )
-    arguments = parser.parse_args()
-    train(arguments.out, steps=arguments.steps, seed=arguments.seed, minutes=arguments.minutes)
+    parser.add_argument("--sharpen", type=Path, help="go on with the tower of stage 2's file or of a saved folder")
+    a = parser.parse_args()
+    train(a.out, steps=a.steps, seed=a.seed, minutes=a.minutes, sharpen=a.sharpen)

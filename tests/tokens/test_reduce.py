@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vlm_edge.errors import BadInput
 from vlm_edge.tokens import REDUCERS, TokenSet, reduce_tokens, threshold_merge
+from vlm_edge.tokens.positions import row_order
 
 # The scan sums float32, the reference float64: their cosines agree to about 1e-6, so closer decisions are not compared.
 UNDECIDED = 1e-5
@@ -294,3 +295,22 @@ def test_threshold_merge_alone_refuses_a_bad_threshold():
 def test_features_that_cannot_be_reduced_are_refused(method, features, grid, message):
     with pytest.raises(BadInput, match=message):
         reduce_tokens(method, features, grid=grid)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seeds, st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), thresholds, st.sampled_from(["threshold", "random"])
+)
+def test_row_order_reads_across_views(seed, views, rows, cols, threshold, method):
+    features = patchy(seed, (views, rows, cols, 4))
+    sets = reduce_tokens(method, features, grid=(rows, cols), threshold=threshold, keep=0.6)
+    expected, starts = [], np.cumsum([0, *(len(s) for s in sets)])
+    for row in range(rows):
+        for view, tokens in enumerate(sets):
+            for col in range(cols):
+                token = tokens.members[row * cols + col]
+                place = starts[view] + token
+                if token >= 0 and place not in expected:
+                    expected.append(place)
+    assert row_order(sets, (rows, cols)).tolist() == expected
+    assert row_order(sets[:1], (rows, cols)).tolist() == list(range(len(sets[0])))

@@ -210,3 +210,13 @@ def test_reading_order_keeps_neighbours_together():
     left, right = Tile(0, 20, 100, 120, 1), Tile(100, 0, 200, 100, 1)
     below, between = Tile(0, 300, 100, 400, 1), Tile(400, 10, 500, 110, 1)
     assert reading_order([below, between, right, left]) == (left, right, between, below)
+
+
+def test_strips_are_tiles_that_abut_at_one_height():
+    def at(x: int, y: int, side: int = 112) -> Tile:
+        return Tile(x, y, x + side, y + side, 0.0)
+
+    assert tiling.strips([]) == ()
+    assert tiling.strips([at(0, 0), at(112, 0), at(224, 0), at(0, 300)]) == ((0, 1, 2), (3,))
+    assert tiling.strips([at(0, 0), at(113, 0), at(225, 1)]) == ((0,), (1,), (2,))
+    assert tiling.strips([at(112, 0), at(0, 0), at(112, 0, side=50)]) == ((0,), (1,), (2,))

@@ -21,7 +21,10 @@ class Packing:
 
 @dataclass(frozen=True)
 class Recipe:
-    """view_tokens: text tokens before the global view and before each tile, where the model was trained with them."""
+    """view_tokens: text tokens before the global view and before each tile, where the model was trained with them.
+
+    join_rows: tiles that abut side by side are read row by row across them, where the model was trained that way.
+    """
 
     name: str
     family: str
@@ -29,4 +32,5 @@ class Recipe:
     defaults: RunDefaults = field(default_factory=RunDefaults)
     packing: Packing = field(default_factory=Packing)
     view_tokens: tuple[str, ...] = ()
+    join_rows: bool = False
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT

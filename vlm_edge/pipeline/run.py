@@ -21,7 +21,7 @@ from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_point
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
-from vlm_edge.pipeline.views import Seen, SeenCache, see, timed
+from vlm_edge.pipeline.views import Seen, SeenCache, prompt_views, see, timed
 from vlm_edge.units import format_bytes, parse_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.fingerprint import fingerprint
@@ -53,6 +53,7 @@ class Pipeline:
             bundle.manifest.limits.max_model_len,
         )
         self._load_ms = 1000 * (time.perf_counter() - started)
+        self._join_rows = bundle.manifest.recipe.get("join_rows") is True
         self._cache = SeenCache()
         self._in_engine: list[tuple[str, int]] = []
 
@@ -179,7 +180,7 @@ class Pipeline:
         for token in tokens:
             is_image = token == self._prompt.image_id
             shown, key = next(waiting) if is_image else (None, str(token))
-            views = [[view.features for view in shown.views]] if shown else []
+            views = [prompt_views(shown, self._spec.geometry.grid, join_rows=self._join_rows)] if shown else []
             pieces.append((key, self._prompt.splice([token], views)))
         total = sum(len(embeds) for _, embeds in pieces)
         limit = self.bundle.manifest.limits.max_model_len

@@ -15,7 +15,7 @@ from vlm_edge.core.contracts import EncoderRunner, PromptBuilder
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.options import Box, Look
-from vlm_edge.tokens.positions import TokenSet
+from vlm_edge.tokens.positions import TokenSet, row_order
 from vlm_edge.tokens.reduce import reduce_tokens
 from vlm_edge.vision import preprocess, saliency, tiling
 from vlm_edge.vision.tiling import Tile
@@ -42,6 +42,22 @@ class Seen:
     def tokens_after(self) -> int:
         """Visual tokens that enter the prompt."""
         return sum(len(view) for view in self.views)
+
+
+def prompt_views(seen: Seen, grid: tuple[int, int], *, join_rows: bool) -> list[NDArray[np.float32]]:
+    """Features [T, D] of each view in the order of the prompt.
+
+    join_rows: tiles that abut give all their tokens, row by row, with the last of them and none with the others, so that
+    their markers stand together.
+    """
+    if not join_rows:
+        return [view.features for view in seen.views]
+    views = [seen.views[0].features]
+    for strip in tiling.strips(seen.tiles):
+        sets = [seen.views[1 + i] for i in strip]
+        joined = np.concatenate([tokens.features for tokens in sets])[row_order(sets, grid)]
+        views += [joined[:0]] * (len(strip) - 1) + [joined]
+    return views
 
 
 class SeenCache:

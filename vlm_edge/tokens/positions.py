@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,19 @@ class TokenSet:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+
+def row_order(sets: Sequence[TokenSet], grid: tuple[int, int]) -> NDArray[np.intp]:
+    """Order [T] in which the tokens of views that stand side by side, one set after the other, are read row by row.
+
+    A token belongs to the row of the first cell that it covers, so whatever a reduction left of a line of text that runs
+    over a border follows at once. One view stays in its own order.
+    """
+    rows = []
+    for view in sets:
+        tokens, first = np.unique(view.members, return_index=True)
+        rows.append(first[tokens != DROPPED] // grid[1])
+    return np.argsort(np.concatenate(rows), kind="stable")
 
 
 def check_features(features: NDArray[np.float32], grid: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +126,21 @@ def reading_order(tiles: list[Tile]) -> tuple[Tile, ...]:
             row.append(right)
         ordered += row
     return tuple(ordered)
+
+
+def strips(tiles: Sequence[Tile]) -> tuple[tuple[int, ...], ...]:
+    """Indices of tiles in reading order, those that abut side by side over the same rows of the image in one group.
+
+    Example: tiles at x = 0, 112, 224 of one height, 112 px wide, and one further down -> ((0, 1, 2), (3,)).
+    """
+    groups: list[tuple[int, ...]] = []
+    for i, tile in enumerate(tiles):
+        last = tiles[i - 1]
+        if i and (last.x1, last.y0, last.y1) == (tile.x0, tile.y0, tile.y1):
+            groups[-1] += (i,)
+        else:
+            groups.append((i,))
+    return tuple(groups)
 
 
 def _same_row(one: Tile, other: Tile) -> bool:
