@@ -15,6 +15,7 @@ from . import views
 from .labels import CONTINUED, LINK_HEADS, NO_LABEL, TileBox, empty_labels, global_labels, stack_labels, tile_labels
 from .pages import Page, Style, draw_page
 from .questions import training_questions
+from .sheets import sheet_tiles
 from .tokenizer import ANSWER, EOS, QUESTION, build_tokenizer, encode_answer
 
 QUESTIONS = 12
@@ -119,17 +120,46 @@ def _links(page: Page, tile: TileBox, first: TileBox, alone: dict[str, np.ndarra
     return {name: np.where(continued, joined[name], NO_LABEL) for name in LINK_HEADS}
 
 
-class Examples(IterableDataset):
+@dataclass(frozen=True)
+class Batch:
+    """Pages with questions, and tiles of sheets that only the tower is asked about.
+
+    sheets, sheet_labels: uint8 [N, S, S, 3] and int16 [N, heads, GRID, GRID].
+    """
+
+    examples: list[Example]
+    sheets: np.ndarray
+    sheet_labels: np.ndarray
+
+    def pixels(self) -> np.ndarray:
+        """All views uint8 [V, S, S, 3], those of the sheets last."""
+        return np.concatenate([*(example.pixels for example in self.examples), self.sheets])
+
+    def dense_labels(self) -> np.ndarray:
+        """int16 [V, heads, GRID, GRID], in the order of `pixels`."""
+        return np.concatenate([*(example.dense for example in self.examples), self.sheet_labels])
+
+
+class Batches(IterableDataset):
     """Batch i of stage s depends on (seed, s, i) and the total number of steps only."""
 
-    def __init__(self, seed: int, stage: int, start: int, *, steps: int, pages: int) -> None:
-        self.seed, self.stage, self.start, self.steps, self.pages = seed, stage, start, steps, pages
+    def __init__(self, seed: int, stage: int, start: int, *, steps: int, pages: int, sheets: int) -> None:
+        self.seed, self.stage, self.start, self.steps, self.pages, self.sheets = (
+            seed,
+            stage,
+            start,
+            steps,
+            pages,
+            sheets,
+        )
 
-    def __iter__(self) -> Iterator[list[Example]]:
+    def __iter__(self) -> Iterator[Batch]:
         for index in range(self.start, self.steps):
             rng = np.random.default_rng((self.seed, self.stage, index))
             style = page_style(self.stage, index / self.steps)
             drawn = (draw_example(rng, style) for _ in itertools.count())
             if style.max_lines == 1:
                 drawn = (example for example in drawn if (example.links["key"] != NO_LABEL).any())
-            yield list(itertools.islice(drawn, self.pages))
+            examples = list(itertools.islice(drawn, self.pages))
+            pixels, labels = sheet_tiles(rng, self.sheets)
+            yield Batch(examples, pixels, labels)

@@ -37,18 +37,19 @@ class Packed:
 
 
 def pack(
-    model: LlavaForConditionalGeneration, batch: list[Example], features: torch.Tensor, rng: np.random.Generator,
+    model: LlavaForConditionalGeneration, examples: list[Example], features: torch.Tensor, rng: np.random.Generator,
     task_weights: Mapping[str, float],
 ) -> Packed:  # fmt: skip
     """Put each page's views once and all its questions behind them; a question sees the views and itself only.
 
-    features: [all views of the batch, P, Dv]. On three pages of five, neighbouring tokens are merged, as the runtime may.
+    features: [all views of the examples, and perhaps more behind, P, Dv]. On three pages of five, neighbouring tokens are
+    merged, as the runtime may.
     """
     embed, project = model.get_input_embeddings(), model.model.multi_modal_projector
     markers = embed(torch.tensor([_BOS, _GLOBAL, _TILE]))
     rows, segments, positions, answers, linked = [], [], [], [], []
     first = 0
-    for example in batch:
+    for example in examples:
         own = features[first : first + len(example.pixels)]
         first += len(own)
         threshold = float(rng.uniform(0.8, 0.98)) if rng.random() < 0.6 else 1.0

@@ -157,7 +157,8 @@ def _body_text(index: int) -> Image.Image:
     return mask
 
 
-def _background(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, bool]:
+def background(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, bool]:
+    """A plain or textured ground uint8 [height, width, 3], and whether it is dark, so that ink must be light."""
     mood = rng.random()
     if mood < 0.72:
         base = rng.integers(205, 256) + rng.integers(-12, 13, 3)
@@ -258,7 +259,7 @@ def _card_rows(rng: np.random.Generator, keys: list[str], font, long: bool) -> l
             value = random_value(rng, key, long=long)
             start = font.getlength(key_text)
             width = start + font.getlength(value)
-            if width <= limit and not (long and width < 118) and _readable(font, value):
+            if width <= limit and not (long and width < 118) and is_readable(font, value):
                 rows.append(_Row(key, key_text, value, start, width))
                 break
     column = max((row.value_dx for row in rows), default=0.0)
@@ -267,7 +268,7 @@ def _card_rows(rng: np.random.Generator, keys: list[str], font, long: bool) -> l
     return rows
 
 
-def _readable(font, value: str) -> bool:
+def is_readable(font, value: str) -> bool:
     """At most three character centres fall within any 14 px: the densest text that a patch has slots for."""
     centers = [(font.getlength(value[:i]) + font.getlength(value[: i + 1])) / 2 for i in range(len(value))]
     return all(b - a >= 14 for a, b in zip(centers, centers[3:], strict=False))
@@ -309,15 +310,28 @@ def _draw_card(
     lines = []
     for i, row in enumerate(rows):
         x, baseline = box[0] + pad, box[1] + pad + i * pitch + ascent + (pitch - ascent) // 2
-        draw.text((x, baseline), row.key_text, fill=color, font=font, anchor="ls")
-        draw.text((x + row.value_dx, baseline), row.value, fill=color, font=font, anchor="ls")
-        start = x + row.value_dx
-        edges = [start + font.getlength(row.value[:j]) for j in range(len(row.value) + 1)]
-        centers = tuple((a + b) / 2 for a, b in itertools.pairwise(edges))
-        text_box = (x, baseline - ascent - 1, x + row.width, baseline + 2.0)
-        lines.append(Line(row.key, row.value, text_box, start, centers, baseline - ascent / 2, face.name, size))
+        at = (x, baseline)
+        lines.append(
+            text_line(draw, font, at, row.key, row.key_text, row.value, color, face.name, size, value_dx=row.value_dx)
+        )
     taken.append(box)
     return lines
+
+
+def text_line(
+    draw: ImageDraw.ImageDraw, font, at: tuple[float, float], key: str, key_text: str, value: str, ink: tuple[int, ...],
+    typeface: str, size_px: int, *, value_dx: float | None = None,
+) -> Line:  # fmt: skip
+    """Draw a line with its baseline's left end `at` (x, y), and tell where it is. value_dx: from there to the value."""
+    x, baseline = at
+    start = x + (font.getlength(key_text) if value_dx is None else value_dx)
+    draw.text((x, baseline), key_text, fill=ink, font=font, anchor="ls")
+    draw.text((start, baseline), value, fill=ink, font=font, anchor="ls")
+    edges = [start + font.getlength(value[:i]) for i in range(len(value) + 1)]
+    centers = tuple((a + b) / 2 for a, b in itertools.pairwise(edges))
+    ascent = -font.getbbox("0", anchor="ls")[1]
+    box = (x, baseline - ascent - 1, edges[-1], baseline + 2.0)
+    return Line(key, value, box, start, centers, baseline - ascent / 2, typeface, size_px)
 
 
 def _draw_body_text(rng: np.random.Generator, image: Image.Image, dark: bool, taken: list[Box]) -> float:
@@ -356,7 +370,7 @@ def draw_page(rng: np.random.Generator, style: Style | None = None) -> Page:
     style = style or Style()
     width = int(rng.integers(style.min_side_px, style.max_side_px + 1))
     height = int(np.clip(width * rng.uniform(0.65, 1.5), style.min_side_px, style.max_side_px))
-    pixels, dark = _background(rng, width, height)
+    pixels, dark = background(rng, width, height)
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     taken: list[Box] = []

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
-from .examples import TOKENIZER, Example, Examples
+from .examples import TOKENIZER, Batches
 from .labels import NO_LABEL, TILE_HEADS
 from .model import DECODER_WIDTH, build_model, whiten_projector
 from .optimizers import Optimizers
@@ -31,7 +31,7 @@ from .vocabulary import LOCATIONS
 @dataclass(frozen=True)
 class Stage:
     """tower: whether it trains too, at TOWER_RATE.  links, dense: whether the decoder is asked for links, and the tower for its
-    dense labels.  pages: in a batch.  weights: of a task's answer tokens, where not 1.
+    dense labels.  pages, sheets: in a batch.  weights: of a task's answer tokens, where not 1.
 
     muon: whether matrices train with Muon.  With it the decoder had not found the first link after 140 steps; AdamW alone
     takes about 200 and from then on links on full pages are learnt as well.
@@ -42,16 +42,17 @@ class Stage:
     dense: bool
     muon: bool
     pages: int
+    sheets: int
     weights: Mapping[str, float]
 
 
 ONE_TOKEN_WEIGHTS = {"color": 4.0, "count": 4.0, "where": 2.0}
 """One token decides these answers, beside the eight of a value: at equal weight they are learnt as much more slowly."""
 STAGES = {
-    1: Stage(tower=False, links=False, dense=False, muon=True, pages=12, weights={"where": 0.5}),
-    2: Stage(tower=True, links=False, dense=False, muon=True, pages=12, weights={"color": 4.0, "where": 2.0}),
-    4: Stage(tower=False, links=True, dense=False, muon=False, pages=6, weights=ONE_TOKEN_WEIGHTS),
-    5: Stage(tower=True, links=True, dense=True, muon=True, pages=12, weights=ONE_TOKEN_WEIGHTS),
+    1: Stage(tower=False, links=False, dense=False, muon=True, pages=12, sheets=0, weights={"where": 0.5}),
+    2: Stage(tower=True, links=False, dense=False, muon=True, pages=12, sheets=0, weights={"color": 4.0, "where": 2.0}),
+    4: Stage(tower=False, links=True, dense=False, muon=False, pages=6, sheets=0, weights=ONE_TOKEN_WEIGHTS),
+    5: Stage(tower=True, links=True, dense=True, muon=True, pages=12, sheets=2, weights=ONE_TOKEN_WEIGHTS),
 }
 ADAMW_ALONE_LR = 1e-3
 TOWER_RATE = 0.3
@@ -141,22 +142,22 @@ def train(
     optimizers = Optimizers(trained, muon_lr=muon, adamw_lr=adamw, steps=steps, rates=rates)
     checkpoint = Checkpoint(out, saved, optimizers, minutes)
     start = checkpoint.resume()
-    examples = Examples(seed, stage, start, steps=steps, pages=what.pages)
-    loader = DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=6)
+    batches = Batches(seed, stage, start, steps=steps, pages=what.pages, sheets=what.sheets)
+    loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=6)
     see = torch.compile(lambda pixels: model.model.vision_tower(pixels).last_hidden_state[:, 1:], dynamic=True)
     shown: dict[str, float] = {}
     for step, batch in zip(range(start, steps), loader, strict=True):
         with torch.set_grad_enabled(what.tower), torch.autocast("cpu", torch.bfloat16):
-            features = see(normalize(torch.from_numpy(np.concatenate([e.pixels for e in batch])))).float()
+            features = see(normalize(torch.from_numpy(batch.pixels()))).float()
         if step == 0 and stage == 1:
             whiten_projector(model, features.reshape(-1, features.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16):
-            packed = pack(model, batch, features, np.random.default_rng((seed, 6 + stage, step)), what.weights)
+            packed = pack(model, batch.examples, features, np.random.default_rng((seed, 6 + stage, step)), what.weights)
             loss, link_loss, right = answer_loss(model, packed, links)
         now = {"loss": loss.item(), "right": right, "links": link_loss.item()}
         total = loss + link_loss
         if what.dense and dense is not None:
-            dense_loss, parts = losses(dense, features, _dense_labels(batch))
+            dense_loss, parts = losses(dense, features, torch.from_numpy(batch.dense_labels()))
             total = total + DENSE_WEIGHT * dense_loss
             now |= {"dense": dense_loss.item(), "char0": parts.get("char0", 0.0)}
         total.backward()
@@ -170,10 +171,6 @@ def train(
             )
         if checkpoint.after(step):
             break
-
-
-def _dense_labels(batch: list[Example]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([example.dense for example in batch]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 0 teaches the vision tower alone, patch by patch, on dense labels; stage 3 sharpens it on denser pages."""
+"""Stage 0 teaches the vision tower alone, patch by patch, on dense labels; stage 3 goes on with denser pages (sheets.py)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from . import views
 from .labels import GRID, HEADS, NO_LABEL, TILE_HEADS, global_labels, stack_labels, tile_labels
 from .optimizers import Optimizers
-from .pages import VIEW_PX, Style, draw_page
+from .pages import VIEW_PX, draw_page
 from .saving import Checkpoint, load_state
+from .sheets import sheet_tiles
 
-PAGES, TILES = 10, 9
+PAGES, SHEETS, TILES = 10, 6, 9
 REPLAY = 48
 CONFIG = CLIPVisionConfig(
     hidden_size=256, num_hidden_layers=5, num_attention_heads=4, intermediate_size=768, image_size=VIEW_PX,
@@ -29,7 +30,7 @@ CONFIG = CLIPVisionConfig(
 
 SHARPEN_KEY = 3
 """First element of stage 3's random states, beside the seed: its pages are none of stage 0's."""
-SHARPEN_TOWER_RATE = 0.5
+SHARPEN_TOWER_RATE = 0.7
 
 
 class DenseHeads(nn.Module):
@@ -57,9 +58,9 @@ def sincos_2d(side: int, width: int) -> torch.Tensor:
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1) * 0.5
 
 
-def draw_views(rng: np.random.Generator, style: Style) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
+def draw_views(rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
     """The global view and TILES tiles of one page, with their labels."""
-    page = draw_page(rng, style)
+    page = draw_page(rng)
     tiles = []
     lines = [line for line in page.lines if line.box[2] <= page.width]
     while len(tiles) < TILES:
@@ -74,7 +75,7 @@ def draw_views(rng: np.random.Generator, style: Style) -> tuple[list[np.ndarray]
 class Batches(IterableDataset):
     """Batch i depends on (seed, i) only, so a resumed run sees what an unbroken one would.
 
-    sharpen: smaller pages with longer cards on half of the pages, so that a tile holds more text.
+    sharpen: SHEETS of the PAGES are sheets, seen through tiles alone.
     """
 
     def __init__(self, seed: int, start: int, *, sharpen: bool) -> None:
@@ -85,11 +86,11 @@ class Batches(IterableDataset):
         while True:
             key = (self.seed, SHARPEN_KEY, index) if self.sharpen else (self.seed, index)
             rng = np.random.default_rng(key)
-            crowded = Style(max_lines=6, long_lines=0.3, max_side_px=800)
-            styles = [crowded if self.sharpen and i % 2 else Style() for i in range(PAGES)]
-            pages = [draw_views(rng, style) for style in styles]
-            pixels = np.stack([view for views_, _ in pages for view in views_])
-            labels = np.concatenate([stack_labels(of_page) for _, of_page in pages])
+            sheets = SHEETS if self.sharpen else 0
+            pages = [draw_views(rng) for _ in range(PAGES - sheets)]
+            pixels, labels = sheet_tiles(rng, sheets)
+            pixels = np.concatenate([np.stack(views_) for views_, _ in pages] + [pixels])
+            labels = np.concatenate([stack_labels(of_page) for _, of_page in pages] + [labels])
             yield torch.from_numpy(pixels), torch.from_numpy(labels)
             index += 1
 
