@@ -171,3 +171,11 @@ def test_more_of_anything_never_needs_less(tiles: int, decode: int, context: int
 @pytest.mark.parametrize(("fmt", "each"), [("PNG", 9), ("JPEG", 9), ("", 9), ("WEBP", 20), ("GIF", 14)])
 def test_decoding_costs_bytes_per_pixel_by_format(fmt: str, each: int) -> None:
     assert formulas.image_decode_bytes(pixels=400_000_000, file_format=fmt) == each * 400_000_000
+
+
+def test_a_reduced_jpeg_costs_its_reduced_pixels_and_a_progressive_one_all_its_coefficients() -> None:
+    cost = formulas.image_decode_bytes
+    assert cost(pixels=6400, file_format="JPEG", reduction=8) == 9 * 100
+    assert cost(pixels=6401, file_format="JPEG", reduction=8) == 9 * 101
+    assert cost(pixels=6400, file_format="JPEG", progressive=True) == 9 * 6400 + 3 * 2 * 6400
+    assert cost(pixels=6400, file_format="JPEG", reduction=4, progressive=True) == 9 * 400 + 3 * 2 * 6400

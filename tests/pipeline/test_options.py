@@ -67,12 +67,23 @@ def test_every_reduction_that_may_be_named_exists() -> None:
 
 
 def test_without_choices_a_look_is_the_bundles() -> None:
-    assert Look.of(AskOptions(), DEFAULTS, 6) == Look("auto", 6, "threshold", 0.25, 0.9, 0)
+    assert Look.of(AskOptions(), DEFAULTS, 6) == Look("auto", 6, "threshold", 1.0, 0.9, 0)
 
 
 def test_choices_come_before_defaults() -> None:
     options = AskOptions(tiling="grid", max_tiles=2, reduce="random", keep=0.5, threshold=0.7, seed=3)
-    assert Look.of(options, DEFAULTS, 6) == Look("grid", 2, "random", 0.5, 0.7, 3)
+    assert Look.of(options, DEFAULTS, 6) == Look("grid", 2, "random", 0.5, 1.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("reduce", "read"),
+    [("none", set()), ("threshold", {"threshold"}), ("random", {"keep", "seed"}), ("downsample", {"keep"})],
+)
+def test_numbers_that_a_reduction_does_not_read_make_no_other_look(reduce: str, read: set[str]) -> None:
+    plain = Look.of(AskOptions(reduce=reduce), DEFAULTS, 6)
+    changed = {"keep": 0.75, "threshold": 0.5, "seed": 9}
+    looks = {name: Look.of(AskOptions(reduce=reduce, **{name: value}), DEFAULTS, 6) for name, value in changed.items()}
+    assert {name for name, look in looks.items() if look != plain} == read
 
 
 def test_zero_tiles_are_a_choice_and_not_the_default() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, DoesNotFit
+from vlm_edge.pipeline.run import plan, source_header
 
 PAGES = resource_dir("calibration") / "pages"
 RECEIPT = PAGES / "receipt.png"
@@ -77,6 +79,39 @@ def test_sampling_is_seeded(pipeline: Pipeline) -> None:
 def test_reductions(pipeline: Pipeline, reduce: str, fewer: bool) -> None:
     counts = pipeline.ask(RECEIPT, "what is the total?", AskOptions(reduce=reduce)).tokens
     assert (counts.visual_after < counts.visual_before) == fewer
+
+
+def test_a_seed_for_sampling_alone_costs_no_vision(pipeline: Pipeline) -> None:
+    asked = [pipeline.ask(RECEIPT, "what is the total?", AskOptions(temperature=0.5, seed=seed)) for seed in range(3)]
+    assert [answer.timings_ms["vision"] > 0 for answer in asked[1:]] == [False, False]
+
+
+def test_a_question_beyond_the_context_is_refused_before_the_image_is_decoded(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlm_edge.vision.sources.load_image", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(BadInput, match="context is 768"):
+        pipeline.ask(Image.new("RGB", (300, 200)), "what is the total? " * 300)
+
+
+def test_a_jpeg_for_the_global_view_alone_is_planned_and_decoded_at_reduced_scale(pipeline: Pipeline) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (4000, 3600), "white").save(data, "JPEG")
+    found = {}
+    for name, options in {"none": {"tiling": "none"}, "zero": {"max_tiles": 0}, "tiles": {}}.items():
+        options = AskOptions(**options)
+        headers = (source_header(data.getvalue(), 10**8),)
+        found[name] = plan(pipeline.bundle, options, images=headers, budget_bytes=None)
+    items = {name: {item.name: item.bytes for item in each.items} for name, each in found.items()}
+    assert items["none"] == items["zero"]
+    assert 60 * items["zero"]["image.decode"] < items["tiles"]["image.decode"] == 9 * 4000 * 3600
+    answer = pipeline.ask(data.getvalue(), "what color is the circle?", AskOptions(max_tiles=0))
+    assert answer.tokens.visual_before == 64
+
+
+def test_no_image_is_no_index_error(pipeline: Pipeline) -> None:
+    with pytest.raises(BadInput, match="no image"):
+        pipeline.ask([], "what is the total?")
 
 
 def test_tiling_none_and_grid(pipeline: Pipeline) -> None:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from tests.image_bytes import chunk, encode, noise, png
 from vlm_edge.errors import BadImage
 from vlm_edge.vision import sources
-from vlm_edge.vision.sources import load_image, load_reduced, probe
+from vlm_edge.vision.sources import load_image, load_reduced, probe, reduction
 
 
 def tiff(width: int, height: int, data: bytes, tags: dict[int, int], *, order: str = "<") -> bytes:
@@ -296,6 +296,20 @@ def test_a_jpeg_is_reduced_as_far_as_its_short_side_allows(at_least_px: int, sho
     step = 240 // short_px
     mean = smooth.reshape(short_px, step, -1, step, 3).mean(axis=(1, 3))
     assert np.abs(reduced - mean).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(8, 8), (240, 360), (517, 1033), (63, 999)])
+@pytest.mark.parametrize("at_least_px", [1, 7, 8, 9, 31, 64, 65, 600])
+def test_the_announced_reduction_is_the_one_that_is_made(size: tuple[int, int], at_least_px: int) -> None:
+    reduced = load_reduced(encode(Image.new("RGB", size), "JPEG"), at_least_px=at_least_px)
+    factor = reduction(*size, at_least_px=at_least_px)
+    assert reduced.shape[1::-1] == tuple(-(-side // factor) for side in size)
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_header_tells_a_progressive_jpeg(progressive: bool) -> None:
+    data = encode(Image.new("RGB", (40, 30)), "JPEG", progressive=progressive)
+    assert probe(data).progressive is progressive
 
 
 def test_other_formats_and_pil_images_stay_in_full() -> None:

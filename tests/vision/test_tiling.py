@@ -212,6 +212,16 @@ def test_reading_order_keeps_neighbours_together():
     assert reading_order([below, between, right, left]) == (left, right, between, below)
 
 
+@pytest.mark.parametrize("width_px", range(216, 232))
+def test_two_tiles_abut_or_stay_apart_on_pages_about_two_tiles_wide(width_px):
+    detail = np.zeros((32, -(-width_px // 7)), np.float32)
+    detail[12:14] = 100.0
+    size = (width_px, 224)
+    tiles = tiling.salient_tiles(detail, image_px=size, tile_px=112, cell_px=7, max_tiles=2)
+    joined = len(tiles) == 2 and tiles[0].x1 == tiles[1].x0
+    assert joined is (width_px >= 224)
+
+
 def test_strips_are_tiles_that_abut_at_one_height():
     def at(x: int, y: int, side: int = 112) -> Tile:
         return Tile(x, y, x + side, y + side, 0.0)

@@ -47,8 +47,14 @@ DECODE_BYTES_PER_PX = 9
 """Pillow's 4 B copy, the 3 B result, 1 B of grey and strips; measured on PNG, JPEG and TIFF."""
 DECODE_BYTES_PER_PX_BY_FORMAT = {"WEBP": 20, "GIF": 14}
 """Decoders that hold canvases of their own beside the image."""
+COEFFICIENT_BYTES_PER_PX = 6
+"""A progressive JPEG's coefficients: 2 bytes for each of three channels at full resolution, until its last scan is read."""
 
 
-def image_decode_bytes(*, pixels: int, file_format: str = "") -> int:
-    """Host bytes while an image of that format is read and searched for detail."""
-    return pixels * DECODE_BYTES_PER_PX_BY_FORMAT.get(file_format, DECODE_BYTES_PER_PX)
+def image_decode_bytes(*, pixels: int, file_format: str = "", reduction: int = 1, progressive: bool = False) -> int:
+    """Host bytes while an image of that format is read and searched for detail.
+
+    reduction: the factor by which a JPEG's sides are divided while it is decoded; its coefficients stay at full size.
+    """
+    decoded = -(-pixels // reduction**2) * DECODE_BYTES_PER_PX_BY_FORMAT.get(file_format, DECODE_BYTES_PER_PX)
+    return decoded + progressive * COEFFICIENT_BYTES_PER_PX * pixels

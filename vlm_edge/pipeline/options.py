@@ -14,6 +14,8 @@ TILINGS = ("auto", "grid", "none")
 GIVEN = "given"
 """A Look's tiling where the caller named the tiles."""
 REDUCTIONS = ("none", "threshold", "random", "downsample")
+READ_BY = {"keep": ("random", "downsample"), "threshold": ("threshold",), "seed": ("random",)}
+"""Which reductions read a number; for the others a Look holds 1 or seed 0, so that what they ignore makes no other look."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class AskOptions:
 
 @dataclass(frozen=True)
 class Look:
-    """How an image is turned into visual tokens, with the bundle's defaults filled in."""
+    """How an image is turned into visual tokens, with the bundle's defaults filled in: equal looks give equal tokens."""
 
     tiling: str
     max_tiles: int
@@ -84,13 +86,16 @@ class Look:
         if tiles > limit_tiles:
             asked = f"--max-tiles {tiles}" if boxes is None else f"a question with {tiles} tiles"
             raise BadInput(f"{asked} exceeds this bundle's limit", remedy=f"use {limit_tiles} tiles or fewer")
+        reduce = options.reduce or defaults.reduce
+        keep = defaults.keep if options.keep is None else options.keep
+        threshold = defaults.threshold if options.threshold is None else options.threshold
         return Look(
             tiling=tiling,
             max_tiles=0 if tiling == "none" else tiles,
-            reduce=options.reduce or defaults.reduce,
-            keep=defaults.keep if options.keep is None else options.keep,
-            threshold=defaults.threshold if options.threshold is None else options.threshold,
-            seed=options.seed,
+            reduce=reduce,
+            keep=keep if reduce in READ_BY["keep"] else 1.0,
+            threshold=threshold if reduce in READ_BY["threshold"] else 1.0,
+            seed=options.seed if reduce in READ_BY["seed"] else 0,
             tiles=boxes,
         )
 

@@ -101,6 +101,8 @@ class Pipeline:
         started = time.perf_counter()
         options = options or AskOptions()
         images: list[ImageInput] = list(image) if isinstance(image, list | tuple) else [cast("ImageInput", image)]
+        if not images:
+            raise BadInput("no image is given", remedy="name at least one image")
         limits, defaults = self.bundle.manifest.limits, self.bundle.manifest.defaults
         look = Look.of(options, defaults, limits.max_tiles)
         if len(images) > limits.max_images:
@@ -108,7 +110,9 @@ class Pipeline:
                 f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}",
                 remedy="ask about fewer images",
             )
+        new_tokens = options.max_new_tokens or defaults.max_new_tokens
         tokens = self._prompt.tokens(question, images=len(images))
+        self._check_length(len(tokens), new_tokens)
         timings: dict[str, float] = {
             "load": self._load_ms,
             "preprocess": 0.0,
@@ -122,7 +126,6 @@ class Pipeline:
             seen.append(shown)
             keys.append(key)
             planned = max(planned, peak)
-        new_tokens = options.max_new_tokens or defaults.max_new_tokens
         with timed(timings, "prefill"):
             logits, prompt_length = self._prefill(tokens, seen, keys, new_tokens)
         with timed(timings, "decode"):
@@ -161,8 +164,8 @@ class Pipeline:
         if known is None:
             check_fits(planned)
             with timed(timings, "preprocess"):
-                if look.tiling == "none":
-                    side = REDUCED_DECODE_FACTOR * self._spec.geometry.view_px
+                if look.max_tiles == 0:
+                    side = self._spec.geometry.view_px * REDUCED_DECODE_FACTOR
                     pixels = sources.load_reduced(image, at_least_px=side, max_pixels=max_pixels)
                 else:
                     pixels = sources.load_image(image, max_pixels=max_pixels).pixels
@@ -183,12 +186,7 @@ class Pipeline:
             views = [prompt_views(shown, self._spec.geometry.grid, join_rows=self._join_rows)] if shown else []
             pieces.append((key, self._prompt.splice([token], views)))
         total = sum(len(embeds) for _, embeds in pieces)
-        limit = self.bundle.manifest.limits.max_model_len
-        if total + new_tokens > limit:
-            raise BadInput(
-                f"the prompt has {total} tokens and the answer may have {new_tokens}; this bundle's context is {limit}",
-                remedy="ask a shorter question, or lower --max-new-tokens or --max-tiles",
-            )
+        self._check_length(total, new_tokens)
         layout = [(key, len(embeds)) for key, embeds in pieces]
         shared = 0
         while shared < min(len(layout) - 1, len(self._in_engine)) and layout[shared] == self._in_engine[shared]:
@@ -198,6 +196,15 @@ class Pipeline:
         logits = self._engine.forward(np.concatenate([embeds for _, embeds in pieces[shared:]]))
         self._in_engine = layout
         return logits, total
+
+    def _check_length(self, prompt_tokens: int, new_tokens: int) -> None:
+        """Raise BadInput when prompt and answer exceed the context: first without the image, before it is decoded."""
+        limit = self.bundle.manifest.limits.max_model_len
+        if prompt_tokens + new_tokens > limit:
+            raise BadInput(
+                f"the prompt has {prompt_tokens} tokens and the answer may have {new_tokens}; this bundle's context is {limit}",
+                remedy="ask a shorter question, or lower --max-new-tokens or --max-tiles",
+            )
 
     def _decode(
         self, logits: Floats, options: AskOptions, new_tokens: int, on_text: Callable[[str], None] | None
@@ -279,9 +286,19 @@ def plan(
     if budget_bytes is None:
         free = host.available_bytes()
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
-    decode = tuple(image_decode_bytes(pixels=i.width * i.height, file_format=i.format) for i in images)
+    least = bundle.manifest.model.geometry.view_px * REDUCED_DECODE_FACTOR if look.max_tiles == 0 else None
+    decode = tuple(_decode_bytes(header, least) for header in images)
     load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len)
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
+
+
+def _decode_bytes(header: sources.ImageHeader, at_least_px: int | None) -> int:
+    """at_least_px: what sources.load_reduced is asked for; None where the image is read in full."""
+    reduced = at_least_px is not None and header.format == "JPEG"
+    factor = sources.reduction(header.width, header.height, at_least_px=at_least_px or 0) if reduced else 1
+    return image_decode_bytes(
+        pixels=header.width * header.height, file_format=header.format, reduction=factor, progressive=header.progressive
+    )
 
 
 def check_fits(planned: Plan) -> None:

@@ -52,12 +52,16 @@ _pipes_read: WeakKeyDictionary[Any, io.BytesIO] = WeakKeyDictionary()  # read on
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file says of itself, unproven: width and height in px after EXIF orientation, Pillow's format and mode."""
+    """What a file says of itself, unproven: width and height in px after EXIF orientation, Pillow's format and mode.
+
+    progressive: a JPEG whose decoder holds all coefficients at once.
+    """
 
     width: int
     height: int
     format: str
     mode: str
+    progressive: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,13 @@ def probe(source: Encoded, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHead
     """
     with _opened(source, max_pixels) as (image, _):
         width, height = image.size[::-1] if _orientation(image) >= 5 else image.size
-        return ImageHeader(width, height, image.format or "", image.mode)
+        return ImageHeader(width, height, image.format or "", image.mode, bool(image.info.get("progressive")))
+
+
+def reduction(width: int, height: int, *, at_least_px: int) -> int:
+    """By how much a JPEG of that size is divided while it is decoded, so that both sides keep at_least_px: 1, 2, 4 or 8."""
+    room = min(width, height) // max(1, at_least_px)
+    return next(factor for factor in (8, 4, 2, 1) if factor <= max(1, room))
 
 
 def load_image(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> SourceImage:

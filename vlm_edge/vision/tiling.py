@@ -58,7 +58,7 @@ def salient_tiles(
     cut_weight = CUT_WEIGHT
     while len(tiles) < max_tiles:
         single, pair = _best_window(energy, span, span, cut_weight), None
-        if len(tiles) + 2 <= max_tiles and energy.shape[1] >= 2 * span:
+        if len(tiles) + 2 <= max_tiles and image_px[0] >= 2 * tile_px:
             pair = _best_window(energy, span, 2 * span, cut_weight)
         wide = pair is not None and pair.worth / 2 > single.worth
         chosen = pair if pair is not None and wide else single
