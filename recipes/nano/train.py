@@ -12,8 +12,8 @@ from pathlib import Path
 from . import train_language, train_vision
 from .fonts import check_fonts
 
-STEPS = {0: 4600, 1: 2200, 2: 850, 3: 1500, 4: 700, 5: 2400}
-RATES = {2: 0.7}
+STEPS = {0: 4600, 1: 2200, 2: 850, 3: 2800, 4: 600, 5: 900}
+RATES = {2: 0.7, 5: 0.7}
 
 
 def train(out: Path, seed: int = 0) -> None:

@@ -135,6 +135,8 @@ def train(
     links = link_heads() if what.links else None
     if links is not None:
         trained["link_head"] = saved["links"] = links
+        if start_from is not None and start_from.is_file():
+            links.load_state_dict(torch.load(start_from).get("links", links.state_dict()))
     if what.dense and dense is not None:
         trained["dense_head"] = saved["dense"] = dense
     rates = {"tower": TOWER_RATE, "link_head": 3.0 if stage == 4 else 1.0}
