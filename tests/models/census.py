@@ -41,7 +41,9 @@ def census(model: Any, *, unused: Iterable[str] = (), of: Callable[[nn.Parameter
 
     unused: pieces of names of tower parameters that are left out.  of: which of vision's and projector's to count.
     """
-    decoder = model.model.get_decoder() if hasattr(model.model, "get_decoder") else model.model.language_model
+    decoder = next(
+        getattr(model.model, name) for name in ("language_model", "text_model") if hasattr(model.model, name)
+    )
     inside = {id(p) for p in decoder.parameters()}
     head = model.lm_head.weight
     embedding = decoder.get_input_embeddings().weight
@@ -54,17 +56,12 @@ def census(model: Any, *, unused: Iterable[str] = (), of: Callable[[nn.Parameter
             part = "lm_head"
         elif id(parameter) in inside:
             part = "linear" if id(parameter) in matrices else "other"
-        elif any(piece in unused_name(name) for piece in unused) or not of(parameter):
-            continue
+        elif any(piece in f".{name}." for piece in unused) or not of(parameter):
+            continue  # dots at both ends, so that `.layers.4.` does not mean layer 14
         else:
             part = "projector" if any(piece in name for piece in MERGERS) else "vision"
         counts[part] += parameter.numel()
     return Census(**counts)
-
-
-def unused_name(name: str) -> str:
-    """A name with a dot at both ends, so that `.layers.4.` does not mean layer 14."""
-    return f".{name}."
 
 
 def reached(model: Any, features: Any) -> Census:

@@ -67,7 +67,9 @@ def test_counts_are_what_the_features_depend_on(changes: dict[str, Any]):
     assert spec.text.tied_embeddings == (model.lm_head.weight is model.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize(("layer", "used"), [(-1, 24), (-2, 23), (24, 24), (5, 5), (-25, 0), ([-2, 7], 23), ([3, 7], 7)])
+@pytest.mark.parametrize(
+    ("layer", "used"), [(-1, 24), (-2, 23), (24, 24), (5, 5), (-25, 0), ([-2, 7], 23), ([3, 7], 7)]
+)
 def test_feature_layer(layer: object, used: int):
     spec = spec_from_config(LLAVA_7B | {"vision_feature_layer": layer})
     assert spec.vision.layers == used
@@ -115,5 +117,5 @@ def test_bad_fields_are_named(path: str, value: object, named: str):
 
 def test_a_wrong_text_model_brings_the_nearest_supported_one():
     with pytest.raises(BadInput) as caught:
-        spec_from_config(changed(LLAVA_7B, "text_config.model_type", "qwen"))
-    assert "'qwen2'" in caught.value.remedy
+        spec_from_config(changed(LLAVA_7B, "text_config.model_type", "mistral3"))
+    assert "the nearest supported one is 'mistral'" in caught.value.remedy
