@@ -130,6 +130,12 @@ def test_layer_types_win_over_a_rule() -> None:
     assert (none.sliding_window, none.sliding_layers) == (0, ())
 
 
+@pytest.mark.parametrize("listed", [["sliding_attention"], "sliding_attention", 5])
+def test_layer_types_that_do_not_fit_the_layers(listed: object) -> None:
+    with pytest.raises(BadInput, match="layer_types must be a list of 5 words"):
+        text_spec(Fields(TEXT | {"layer_types": listed}), "gemma2", tied=True)
+
+
 @pytest.mark.parametrize("data", [None, [], "config", 3])
 def test_a_file_that_holds_no_object(data: object) -> None:
     with pytest.raises(BadInput, match="must be a JSON object"):

@@ -142,9 +142,10 @@ TOWERS: Mapping[str, Tower] = {
         names=_QWEN_NAMES, gated_mlp=True, patch_bias=False, positions=False, rms=True, any_size=True, windows=True,
     ),
     "mllama_vision_model": Tower(
-        defaults=_SIZES | {
+        defaults={
             "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "attention_heads": 16,
-            "image_size": 448, "patch_size": 14, "num_global_layers": 8, "vision_output_dim": 7680, "max_num_tiles": 4,
+            "num_channels": 3, "image_size": 448, "patch_size": 14, "num_global_layers": 8,
+            "vision_output_dim": 7680, "max_num_tiles": 4,
             "intermediate_layers_indices": (3, 7, 15, 23, 30),
             "supported_aspect_ratios": ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)),
         },

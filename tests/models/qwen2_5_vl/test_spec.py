@@ -76,7 +76,6 @@ def test_the_nominal_view():
         ("text_config.rope_parameters.mrope_section", "2 3 3", "text_config.rope_parameters.mrope_section"),
         ("text_config.rope_parameters", ..., "text_config.rope_parameters.mrope_section"),
         ("text_config.num_attention_heads", 7, "text_config.num_"),
-        ("text_config.layer_types", ["full_attention"], "text_config.layer_types"),
         ("vision_config.num_heads", 5, "vision_config.num_heads"),
         ("vision_config.depth", -1, "vision_config.depth"),
         ("vision_config.spatial_merge_size", 64, "vision_config."),
