@@ -79,14 +79,17 @@ class PromptBuilder(Protocol):
 class VlmFamily:
     """What a folder under models/ provides.
 
-    spec: config.json as a mapping -> ModelSpec.  prompt: builds the PromptBuilder from a bundle's files.
+    spec: config.json as a mapping -> ModelSpec.  prompt: builds the PromptBuilder from a bundle's files; None for a family
+    that can be planned and not run.
     merge_sites: where a reduction of visual tokens keeps their meaning.
+    model_types: the `model_type` values of config.json that are this family.
     """
 
     name: str
     spec: Callable[[Mapping[str, Any]], ModelSpec]
-    prompt: Callable[[Bundle], PromptBuilder]
+    prompt: Callable[[Bundle], PromptBuilder] | Any
     merge_sites: frozenset[MergeSite]
+    model_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from vlm_edge.core.contracts import Backend, VlmFamily
 from vlm_edge.errors import BadInput
@@ -21,6 +22,27 @@ def family(name: str) -> VlmFamily:
     """The family in vlm_edge/models/<name>; raises BadInput for a name without a folder."""
     _check("models", name, "model family")
     return cast(VlmFamily, importlib.import_module(f"vlm_edge.models.{name}").FAMILY)
+
+
+def family_of(config: Mapping[str, Any]) -> VlmFamily:
+    """The family that declares a config.json's `model_type`.
+
+    Raises BadInput for a type that none declares: it names the nearest one and lists all.
+    """
+    by_type = {kind: found for found in map(family, names("models")) for kind in found.model_types}
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise BadInput(
+            "config.json has no model_type", remedy=f"name a vision-language checkpoint: {', '.join(sorted(by_type))}"
+        )
+    if kind not in by_type:
+        nearest = difflib.get_close_matches(kind, by_type, n=1, cutoff=0.0)[0]
+        others = ", ".join(sorted(set(by_type) - {nearest}))
+        raise BadInput(
+            f"model type {kind[:60]!r} is not supported",
+            remedy=f"the nearest supported one is {nearest!r}; the others are {others}",
+        )
+    return by_type[kind]
 
 
 def backend(name: str) -> Backend:

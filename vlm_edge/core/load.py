@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 from vlm_edge.errors import BadInput, VlmEdgeError
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_FILE_BYTES = 64 << 20
+OMIT_DEFAULT = MappingProxyType({"omit_default": True})
+"""Metadata of a field that `to_plain` leaves out while it holds its default: it was added after files were written and
+hashed without it."""
 
 
 def load_file(path: Path, kind: type[T], *, error: type[VlmEdgeError] = BadInput) -> T:
@@ -99,11 +103,16 @@ def field_names(kind: Any) -> list[str]:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings -> what json.dumps takes."""
+    """Dataclasses, tuples and mappings -> what json.dumps takes; fields marked OMIT_DEFAULT only where they say something."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if _is_told(value, field)}
+        return {name: to_plain(item) for name, item in held.items()}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
+
+
+def _is_told(value: Any, field: dataclasses.Field[Any]) -> bool:
+    return not (field.metadata.get("omit_default") and getattr(value, field.name) == field.default)

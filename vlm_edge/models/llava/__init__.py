@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
 from vlm_edge.models.llava.prompt import LlavaPrompt
-from vlm_edge.models.llava.spec import spec_from_config
+from vlm_edge.models.llava.spec import MODEL_TYPES, spec_from_config
 
 FAMILY = VlmFamily(
     name="llava",
     spec=spec_from_config,
     prompt=LlavaPrompt,
     merge_sites=frozenset({"before_projector", "after_projector"}),
+    model_types=MODEL_TYPES,
 )

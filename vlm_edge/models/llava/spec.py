@@ -1,4 +1,4 @@
-"""A LLaVA config.json -> ModelSpec."""
+"""A LLaVA config.json -> ModelSpec; LLaVA-NeXT has the same parts."""
 
 from __future__ import annotations
 
@@ -6,46 +6,67 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_edge.core.geometry import TokenGeometry
-from vlm_edge.core.specs import ModelSpec, ProjectorSpec, TextSpec, VisionSpec
-from vlm_edge.errors import BadInput
+from vlm_edge.core.specs import ModelSpec, ProjectorSpec, VisionSpec
+from vlm_edge.models.decoders import PLAIN_DECODERS, text_spec
+from vlm_edge.models.fields import Fields
+from vlm_edge.models.towers import TOWERS, feature_layers, linear, vision_spec
+
+MODEL_TYPES = ("llava",)
+DEFAULTS = {
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "multimodal_projector_bias": True,
+    "tie_word_embeddings": False,
+}
+_TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
 
 
 def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
-    """Read sizes from a LlavaForConditionalGeneration config; raises BadInput when a field is missing or no number."""
-    try:
-        vision, text = config["vision_config"], config["text_config"]
-        heads = int(text["num_attention_heads"])
-        side = int(vision["image_size"]) // int(vision["patch_size"])
-        return ModelSpec(
-            family="llava",
-            vision=VisionSpec(
-                width=int(vision["hidden_size"]),
-                layers=_used_layers(int(vision["num_hidden_layers"]), int(config.get("vision_feature_layer", -2))),
-                heads=int(vision["num_attention_heads"]),
-                mlp=int(vision["intermediate_size"]),
-                image_px=int(vision["image_size"]),
-                patch_px=int(vision["patch_size"]),
-            ),
-            projector=ProjectorSpec(int(vision["hidden_size"]), int(text["hidden_size"]), int(text["hidden_size"])),
-            text=TextSpec(
-                hidden=int(text["hidden_size"]),
-                layers=int(text["num_hidden_layers"]),
-                heads=heads,
-                kv_heads=int(text.get("num_key_value_heads") or heads),
-                head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
-                intermediate=int(text["intermediate_size"]),
-                vocab=int(text["vocab_size"]),
-                max_positions=int(text["max_position_embeddings"]),
-                tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-            ),
-            geometry=TokenGeometry(view_px=int(vision["image_size"]), grid=(side, side)),
-        )
-    except (KeyError, TypeError, ValueError) as cause:
-        raise BadInput(
-            f"config.json is no LLaVA config: {cause!r}", remedy="name a folder with a LLaVA checkpoint"
-        ) from cause
+    """Sizes and parameters of a LlavaForConditionalGeneration.
+
+    The projector reads hidden states, which stand before a tower's last norm: that norm and the pooling head behind it
+    are not counted.  Raises BadInput that names the field.
+    """
+    root = Fields(config, DEFAULTS)
+    own = root.part("text_config").with_defaults({"tie_word_embeddings": False})
+    return llava_like_spec(
+        root,
+        family="llava",
+        tied=root.flag("tie_word_embeddings") or own.flag("tie_word_embeddings"),
+    )
 
 
-def _used_layers(layers: int, feature_layer: int) -> int:
-    """Transformer layers that run: feature layer -1 is the last one's output, -2 the one before it."""
-    return layers + 1 + feature_layer if feature_layer < 0 else feature_layer
+def llava_like_spec(root: Fields, *, family: str, tied: bool, stored_rows: int = 0) -> ModelSpec:
+    """A tower, one MLP for each token, a decoder.
+
+    stored_rows: vectors of the decoder's width that are kept beside the projector, counted with it.
+    """
+    seen, read = root.part("vision_config"), root.part("text_config")
+    kind = seen.choice("model_type", _TOWERS, "clip_vision_model")
+    total = seen.with_defaults(TOWERS[kind].defaults).count("num_hidden_layers")
+    layers = feature_layers(root, total)
+    vision = vision_spec(seen, kind, feature_layers=layers)
+    text = text_spec(read, read.choice("model_type", PLAIN_DECODERS, "llama"), tied=tied)
+    inputs, bias = vision.width * len(layers), root.flag("multimodal_projector_bias")
+    return ModelSpec(
+        family=family,
+        vision=vision,
+        projector=ProjectorSpec(
+            input=inputs,
+            hidden=text.hidden,
+            output=text.hidden,
+            parameters=linear(inputs, text.hidden, bias=bias)
+            + linear(text.hidden, text.hidden, bias=bias)
+            + stored_rows * text.hidden,
+        ),
+        text=text,
+        geometry=TokenGeometry(view_px=vision.image_px, grid=_grid(root, vision)),
+    )
+
+
+def _grid(root: Fields, vision: VisionSpec) -> tuple[int, int]:
+    """A square of patches; a single row where tokens are left over or missing because of how features are selected."""
+    dropped = root.choice("vision_feature_select_strategy", ("default", "full"), "default") == "default"
+    kept = vision.patches + vision.prefix_tokens - dropped
+    side = vision.image_px // vision.patch_px
+    return (side, side) if kept == side * side else (1, kept)

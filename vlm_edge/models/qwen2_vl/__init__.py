@@ -1,0 +1,14 @@
+"""Qwen2-VL: a ViT for any image size, a merger of 2 x 2 patches, Qwen2 with M-RoPE."""
+
+from __future__ import annotations
+
+from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.models.qwen2_vl.spec import MODEL_TYPES, spec_from_config
+
+FAMILY = VlmFamily(
+    name="qwen2_vl",
+    spec=spec_from_config,
+    prompt=None,
+    merge_sites=frozenset({"after_projector"}),
+    model_types=MODEL_TYPES,
+)
