@@ -101,6 +101,22 @@ def test_counts_are_whole_and_in_range(value: object):
 
 
 @pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("llava", "rescale_factor", 10**400),
+        ("llava", "image_mean", [0.5, 0.5, 10**400]),
+        ("llava", "image_mean", float("inf")),
+        ("llava", "image_std", 1e-320),
+        ("internvl", "downsample_ratio", 1e-320),
+    ],
+)
+def test_numbers_that_overflow_are_refused(family: str, field: str, value: object):
+    config, file = FILES[family]
+    with pytest.raises(BadInput, match=field):
+        FAMILIES[family].settings_from(config | {field: value}, COMMON | file | {field: value})
+
+
+@pytest.mark.parametrize(
     ("value", "side"),
     [(28, 28), ([28, 28], 28), ({"height": 28, "width": 28}, 28), ({"shortest_edge": 28}, 28), (None, 9)],
 )

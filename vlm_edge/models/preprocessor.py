@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,6 +16,8 @@ CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 HALF: Triple = (0.5, 0.5, 0.5)
 MAX_EDGE_PX = 1 << 16
+MAX_NUMBER = 1e9
+MIN_STD = 1e-6
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
 """Pillow's numbers of the filters that checkpoints use."""
 
@@ -76,7 +77,7 @@ class Fields:
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A finite number."""
+        """A finite number of at most nine digits before the point."""
         return self._finite(key, self.get(key, default))
 
     def triple(self, key: str, default: Triple) -> Triple:
@@ -89,8 +90,8 @@ class Fields:
         return red, green, blue
 
     def _finite(self, key: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.fail(key, f"is no finite number: {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
+            raise self.fail(key, f"is no finite number: {value!r:.40}")
         return float(value)
 
     def square(self, key: str, default: int) -> int:
@@ -156,7 +157,7 @@ def normalisation(fields: Fields, mean: Triple, std: Triple) -> Normalisation:
     if factor <= 0:
         raise fields.fail("rescale_factor", f"is not positive: {factor!r}")
     means, deviations = fields.triple("image_mean", mean), fields.triple("image_std", std)
-    if min(deviations) <= 0:
+    if min(deviations) < MIN_STD:
         raise fields.fail("image_std", f"has a value that is not positive: {list(deviations)!r}")
     scale = factor if fields.flag("do_rescale", True) else 1.0
     return Normalisation(scale, means, deviations) if fields.flag("do_normalize", True) else Normalisation(scale)

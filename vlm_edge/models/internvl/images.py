@@ -55,7 +55,7 @@ def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
 def _shuffle(config: Fields) -> int:
     """Patches along the side of a block that becomes one token: 2 for a downsample_ratio of 0.5."""
     ratio = config.number("downsample_ratio", 0.5)
-    factor = round(1 / ratio) if ratio > 0 else 0
+    factor = round(1 / ratio) if ratio > 1e-3 else 0
     if factor < 1 or factor * ratio != 1:
         raise config.fail("downsample_ratio", f"is not one over a whole number: {ratio!r}")
     return factor
