@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_edge.core.geometry import (
@@ -46,6 +46,7 @@ class Held:
 
 
 @EVERY
+@settings(deadline=None)
 @given(size=SIZES)
 def test_a_layout_is_consistent(geometry: TokenGeometry, size: tuple[int, int]):
     layout = geometry.layout(size)
@@ -59,6 +60,7 @@ def test_a_layout_is_consistent(geometry: TokenGeometry, size: tuple[int, int]):
     assert visual_token_count(geometry, image_px=size, images=3) == 3 * visual_token_count(geometry, image_px=size)
 
 
+@settings(deadline=None)
 @given(SIZES)
 def test_tokens_by_kind(size: tuple[int, int]):
     layouts = {name: geometry.layout(size) for name, geometry in GEOMETRIES.items()}
