@@ -1,0 +1,76 @@
+"""InternVL: an image stretched to a grid of square tiles of nearest proportions, and a thumbnail of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_edge.core.geometry import TileGeometry
+from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.models.preprocessor import (
+    BICUBIC,
+    CLIP_MEAN,
+    CLIP_STD,
+    Fields,
+    ViewSettings,
+    normalisation,
+    patch_grid,
+    preprocessor_fields,
+    resample_field,
+    same_view,
+    shuffled_grid,
+    square_size,
+)
+from vlm_edge.vision.resize import Rgb, cut, require_rgb, resized, source_box, tile_boxes
+
+ImageSettings = ViewSettings[TileGeometry]
+MAX_TILES = 1024
+
+
+def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> ImageSettings:
+    """From config.json and preprocessor_config.json; raises BadInput with the field's name.
+
+    The file's crop_to_patches is not read: transformers' processor of this family always cuts tiles.
+    """
+    fields = preprocessor_fields(preprocessor, types=("GotOcr2ImageProcessor",))
+    whole = Fields(config, "config.json")
+    vision = whole.inner("vision_config")
+    view_px = square_size(fields, "size", 384)
+    same_view(fields, "size", view_px, vision, 448)
+    side = patch_grid(vision, view_px, patch_px=vision.square("patch_size", 14))
+    grid = shuffled_grid(whole, side, _shuffle(whole), name="downsample_ratio")
+    if whole.count("image_seq_length", grid[0] * grid[1]) != grid[0] * grid[1]:
+        raise whole.fail("image_seq_length", f"differs from the {grid[0] * grid[1]} tokens of a view")
+    least = fields.count("min_patches", 1, most=MAX_TILES)
+    most = fields.count("max_patches", 12, most=MAX_TILES)
+    if most < least:
+        raise fields.fail("max_patches", f"of {most} is less than min_patches, {least}")
+    return ViewSettings(
+        geometry=TileGeometry(view_px=view_px, grid=grid, min_tiles=least, max_tiles=most),
+        resample=resample_field(fields, BICUBIC),
+        pixels=normalisation(fields, CLIP_MEAN, CLIP_STD),
+    )
+
+
+def _shuffle(config: Fields) -> int:
+    """Patches along the side of a block that becomes one token: 2 for a downsample_ratio of 0.5."""
+    ratio = config.number("downsample_ratio", 0.5)
+    factor = round(1 / ratio) if ratio > 1e-3 else 0
+    if factor < 1 or factor * ratio != 1:
+        raise config.fail("downsample_ratio", f"is not one over a whole number: {ratio!r}")
+    return factor
+
+
+def prepare(image: Rgb, settings: ImageSettings) -> ImageInputs:
+    """uint8 [H, W, 3] -> pixel_values float32 [V, 3, S, S], tiles row by row, then the thumbnail; raises BadImage."""
+    image_px = require_rgb(image)
+    layout = settings.geometry.layout(image_px)
+    side = settings.geometry.view_px
+    canvas = resized(image, layout.canvas_px, settings.resample)
+    tiles = tile_boxes(layout.canvas_px, side)
+    views = [cut(canvas, tile) for tile in tiles]
+    boxes = [source_box(tile, layout.content, image_px) for tile in tiles]
+    if layout.views > len(tiles):
+        views.append(resized(image, (side, side), settings.resample))
+        boxes.append((0, 0, *image_px))
+    return ImageInputs({"pixel_values": settings.pixels.stack(views)}, tuple(boxes), layout)
