@@ -277,7 +277,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "a field twice": (shard(b'{"a": {"dtype": "F32", "dtype": "F16"}}', b""), "'dtype' stands there twice"),
     "metadata of numbers": (shard({"__metadata__": {"a": 1}}, b""), "__metadata__"),
     "metadata a list": (shard({"__metadata__": []}, b""), "__metadata__"),
-    "a description that is none": (shard({"a": 3}, b""), "no description"),
+    "a description that is none": (shard({"a": 3}, b""), "not described by"),
     "unknown dtype": (altered(dtype="F31"), "unknown dtype 'F31'"),
     "dtype a list": (altered(dtype=["F32"]), "unknown dtype"),
     "no dtype": (altered(dtype=None), "unknown dtype"),
@@ -299,7 +299,10 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "a hole at the start": (
         shard({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}, b"12"), "leaves a hole",
     ),
-    "an odd name": (shard({"\ud800\n" * 500: {"dtype": "X"}}, b""), r"\ud800\n\ud800"),
+    "a field too many": (altered(extra=1), "not described by"),
+    "a long name": (shard({"a\n" * 500: {}}, b""), r"a\na\na"),
+    "a name that is no text": (shard({"\ud800": {}}, b""), r"holds '\ud800', which is no text"),
+    "metadata that are no text": (shard({"__metadata__": {"a": "\ud800"}}, b""), "which is no text"),
 }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -29,6 +30,7 @@ MAX_RANK = 16
 COPY_BYTES = 4 << 20
 AGAIN = "download or copy the checkpoint again"
 _MAX_SHOWN_CHARS = 120
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,20 @@ def read_header(path: Path) -> dict[str, TensorRef]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(path, "its header's __metadata__ is no map of texts")
+    _check_texts(path, (*header, *metadata, *metadata.values()))
     data_start = 8 + length
     tensors = {name: _tensor(path, name, entry, data_start, file_bytes) for name, entry in header.items()}
     _check_cover(path, tensors, data_start, file_bytes)
     return tensors
+
+
+def _check_texts(path: Path, texts: Iterable[str]) -> None:
+    """JSON can spell half a character; no other reader takes that, and it could not be written out again."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as cause:
+            raise BadInput(f"{path}: its header holds {shown(text)}, which is no text", remedy=AGAIN) from cause
 
 
 def _header_bytes(path: Path, prefix: bytes, file_bytes: int) -> int:
@@ -108,20 +120,23 @@ def _header_bytes(path: Path, prefix: bytes, file_bytes: int) -> int:
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int, file_bytes: int) -> TensorRef:
-    if not isinstance(entry, dict):
-        _refuse(path, f"tensor {shown(name)} has no description")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        _refuse(path, f"tensor {shown(name)} is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        _refuse(path, f"tensor {shown(name)} has the unknown dtype {shown(str(dtype))}")
+        _refuse(path, f"tensor {shown(name)} has the unknown dtype {reprlib.repr(dtype)}")
     if not _are_sizes(shape) or len(shape) > MAX_RANK:
-        _refuse(path, f"tensor {shown(name)} has the impossible shape {shown(str(shape))}")
+        _refuse(path, f"tensor {shown(name)} has the impossible shape {reprlib.repr(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _refuse(path, f"tensor {shown(name)} has the impossible data_offsets {shown(str(offsets))}")
+        _refuse(path, f"tensor {shown(name)} has the impossible data_offsets {reprlib.repr(offsets)}")
     begin, end = offsets
     if data_start + end > file_bytes:
         _refuse(path, f"tensor {shown(name)} ends at byte {data_start + end}, the file at {file_bytes}: truncated")
     if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (end - begin):
-        _refuse(path, f"tensor {shown(name)} of shape {shape} and dtype {dtype} cannot have {end - begin} bytes")
+        _refuse(
+            path,
+            f"tensor {shown(name)} of shape {reprlib.repr(shape)} and dtype {dtype} cannot have {end - begin} bytes",
+        )
     return TensorRef(name, dtype, tuple(shape), path, data_start + begin, end - begin)
 
 
