@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.core.shards import TensorRef, read_into, shown
@@ -69,10 +70,12 @@ def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str | 
 def model_config(checkpoint: Checkpoint) -> PretrainedConfig:
     """config.json as transformers' class for its model type; raises BadInput."""
     model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+    if not isinstance(model_type, str):
+        raise BadInput(f"{checkpoint.root}/config.json has no model_type", remedy=COMPLETE)
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type, list(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "use a checkpoint made for transformers' own classes"
-        raise BadInput(f"{checkpoint.root}: unknown model type {shown(str(model_type))}", remedy=hint)
+        raise BadInput(f"{checkpoint.root}: unknown model type {shown(model_type)}", remedy=hint)
     try:
         return CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(checkpoint.config)))
     except Exception as cause:  # transformers and its validators raise many kinds
