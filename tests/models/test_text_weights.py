@@ -20,7 +20,7 @@ from vlm_edge.errors import BadInput  # noqa: E402
 from vlm_edge.models import text_weights  # noqa: E402
 from vlm_edge.models.text_weights import extract_text_model  # noqa: E402
 
-ARCHITECTURES = {"paligemma": "GemmaForCausalLM", "internvl": "Qwen2ForCausalLM"}
+ARCHITECTURES = {"paligemma": "GemmaForCausalLM", "internvl": "Qwen2ForCausalLM", "idefics2": "MistralForCausalLM"}
 IDS = [[5, 9, 11, 40, 17]]
 
 
@@ -134,6 +134,13 @@ def test_text_models_that_are_not_whole(name: str, tensor: Any, message: str, tm
 def test_qwens_text_model_does_not_exist_alone(tmp_path: Path) -> None:
     build("qwen2_5_vl").save_pretrained(tmp_path)
     assert "does not exist apart" in refuse_writing(tmp_path, tmp_path / "text")
+
+
+def test_quantized_text_models(tmp_path: Path) -> None:
+    build("llava").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    assert "is quantized" in refuse_writing(tmp_path, tmp_path / "text")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

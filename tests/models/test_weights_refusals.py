@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,37 @@ def test_configs_that_describe_no_model(
     error = refusal(llava)
     assert message in error.message
     assert remedy in error.remedy
+
+
+def test_a_config_nested_almost_too_deeply_to_parse(llava: Path) -> None:
+    """How deep Python can walk depends on its version: what may come out is a model or BadInput, no RecursionError."""
+    text = (llava / "config.json").read_text().rstrip().removesuffix("}")
+    for depth in (900, 950, 980):
+        (llava / "config.json").write_text(text + ', "more": ' + '{"a": ' * depth + "1" + "}" * depth + "}")
+        with contextlib.suppress(BadInput):
+            load_parts(open_checkpoint(llava), FAMILIES["llava"].parts, dtype=torch.float32)
+
+
+def test_a_billion_layers_are_refused_before_they_become_a_config(tmp_path: Path) -> None:
+    build("internvl").save_pretrained(tmp_path)  # its text config makes a list with an entry a layer
+    edit_config(tmp_path, "text_config", "num_hidden_layers", value=10**9)
+    edit_config(tmp_path, "text_config", "layer_types", value=None)
+    assert "num_hidden_layers is 1000000000" in refusal(tmp_path, "internvl").message
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("path", [(), ("vision_config",)])
+def test_a_checkpoint_does_not_choose_code(key: str, path: tuple[str, ...], llava: Path) -> None:
+    edit_config(llava, *path, key, value="someone/kernel")
+    model = load_parts(open_checkpoint(llava), FAMILIES["llava"].parts, dtype=torch.float32)
+    assert model.model.vision_tower.config._attn_implementation == "sdpa"
+
+
+def test_the_tower_of_a_quantized_checkpoint(llava: Path) -> None:
+    """Quantizers leave the tower alone; what they did to the language model is not looked at."""
+    edit_config(llava, "quantization_config", value={"quant_method": "awq", "bits": 4})
+    edit_weights(llava, lambda tensors: tensors.pop("language_model.model.layers.0.mlp.up_proj.weight"))
+    load_parts(open_checkpoint(llava), FAMILIES["llava"].parts, dtype=torch.float32)
 
 
 def test_a_part_that_the_class_does_not_have(llava: Path) -> None:

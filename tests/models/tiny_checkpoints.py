@@ -96,6 +96,26 @@ FAMILIES: dict[str, Family] = {
         ("model.vision_model", "model.connector"),
         lambda: {"pixel_values": noise(1, 2, 3, 28, 28)},
     ),
+    "smolvlm": Family(
+        lambda: transformers.SmolVLMConfig(
+            vision_config=VISION, text_config=transformers.LlamaConfig(**TEXT), image_token_id=3
+        ),
+        ("model.vision_model", "model.connector"),
+        lambda: {"pixel_values": noise(1, 2, 3, 28, 28)},
+    ),
+    "idefics2": Family(
+        lambda: transformers.Idefics2Config(
+            vision_config=VISION,
+            text_config=transformers.MistralConfig(**TEXT),
+            perceiver_config={
+                "hidden_size": 48, "resampler_n_latents": 4, "resampler_depth": 2, "resampler_n_heads": 4,
+                "resampler_head_dim": 12, "num_key_value_heads": 2,
+            },
+            image_token_id=3,
+        ),
+        ("model.vision_model", "model.connector"),
+        lambda: {"pixel_values": noise(1, 2, 3, 28, 28)},
+    ),
     "paligemma": Family(
         lambda: transformers.PaliGemmaConfig(
             vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
@@ -118,8 +138,16 @@ FAMILIES: dict[str, Family] = {
         ("model.visual",),
         lambda: {"pixel_values": noise(32, 1176), "image_grid_thw": torch.tensor([[1, 4, 8]])},
     ),
+    "qwen2_vl": Family(
+        lambda: transformers.Qwen2VLConfig(
+            vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2},
+            text_config=TEXT | {"rope_parameters": MROPE},
+        ),
+        ("model.visual",),
+        lambda: {"pixel_values": noise(32, 1176), "image_grid_thw": torch.tensor([[1, 4, 8]])},
+    ),
 }  # fmt: skip
-ALONE = tuple(name for name in FAMILIES if name != "qwen2_5_vl")
+ALONE = tuple(name for name in FAMILIES if not name.startswith("qwen"))
 """Families whose text model exists without them."""
 
 

@@ -16,7 +16,7 @@ from vlm_edge.core.checkpoint import CONFIG, SINGLE, Checkpoint, listed
 from vlm_edge.core.shards import TensorRef, same_bytes, shown, write_copies
 from vlm_edge.errors import BadInput
 from vlm_edge.models.layouts import COMPLETE, Layout, find_layout, within
-from vlm_edge.models.weights import TORCH_DTYPES, empty_model, on_meta
+from vlm_edge.models.weights import TORCH_DTYPES, UNQUANTIZED, empty_model, on_meta
 
 
 def extract_text_model(checkpoint: Checkpoint, folder: Path) -> None:
@@ -27,6 +27,8 @@ def extract_text_model(checkpoint: Checkpoint, folder: Path) -> None:
     Raises BadInput for a text model that is no model of its own (Qwen-VL's takes three positions a token), for tensors that are
     missing, quantized or of another shape than config.json says, and for a folder that cannot be written.
     """
+    if checkpoint.config.get("quantization_config"):
+        raise BadInput(f"checkpoint {checkpoint.root} is quantized", remedy=UNQUANTIZED)
     whole = empty_model(checkpoint, dtype=torch.float32)
     config = deepcopy(whole.config.get_text_config(decoder=True))
     text_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
@@ -86,7 +88,7 @@ def _plain(layout: Layout, name: str) -> TensorRef:
     if dtype is None or not dtype.is_floating_point:
         raise BadInput(
             f"tensor {shown(stored.name)} in {stored.path} is stored as {stored.dtype}: the checkpoint is quantized",
-            remedy="give the original checkpoint in fp32, fp16 or bf16",
+            remedy=UNQUANTIZED,
         )
     return stored
 

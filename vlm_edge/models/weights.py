@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -26,7 +27,10 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """What is read as it is. Eight-bit floats and narrower need scales that only a quantizer's loader knows."""
-_DEPTHS = ("num_hidden_layers", "depth", "num_layers")
+UNQUANTIZED = "give the original checkpoint in fp32, fp16 or bf16"
+_DEPTHS = frozenset({"num_hidden_layers", "num_layers", "num_global_layers", "n_layers", "n_layer", "depth"})
+_IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation")
+"""Keys that would let a checkpoint choose code, even some from the hub: that choice is the caller's."""
 
 
 def load_parts(
@@ -77,8 +81,13 @@ def model_config(checkpoint: Checkpoint) -> PretrainedConfig:
         hint = f"did you mean {near[0]!r}?" if near else "use a checkpoint made for transformers' own classes"
         raise BadInput(f"{checkpoint.root}: unknown model type {shown(model_type)}", remedy=hint)
     try:
-        return CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(checkpoint.config)))
-    except Exception as cause:  # transformers and its validators raise many kinds
+        _check_depth(checkpoint.config, checkpoint)
+        return CONFIG_MAPPING[model_type].from_dict(_without_implementations(checkpoint.config))
+    except BadInput:
+        raise
+    except (
+        Exception
+    ) as cause:  # a config may be nested too deeply to walk; transformers and its validators raise many kinds
         raise _bad_config(checkpoint, cause) from cause
 
 
@@ -91,13 +100,20 @@ def on_meta(
     attention: str | None = None,
 ) -> PreTrainedModel:
     """An instance in evaluation mode without memory; raises BadInput when config.json does not describe one."""
-    _check_depth(config.to_dict(), checkpoint)
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         with torch.device("meta"), init.meta_device_safe_creation_ops():
             return model_class._from_config(config, dtype=dtype, **options).eval()
     except Exception as cause:  # torch and transformers raise many kinds for impossible sizes
         raise _bad_config(checkpoint, cause) from cause
+
+
+def _without_implementations(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_implementations(value) if isinstance(value, Mapping) else deepcopy(value)
+        for key, value in config.items()
+        if not _IMPLEMENTATIONS.fullmatch(key)
+    }
 
 
 def _bad_config(checkpoint: Checkpoint, cause: Exception) -> BadInput:
@@ -108,7 +124,7 @@ def _bad_config(checkpoint: Checkpoint, cause: Exception) -> BadInput:
 
 
 def _check_depth(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Even on the meta device a model of a billion layers would fill the memory before it is found out."""
+    """Even on the meta device, and even as a config, a billion layers would fill the memory before they are found out."""
     limit = len(checkpoint.tensors)
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -128,7 +144,7 @@ def read(tensor: TensorRef, dtype: torch.dtype) -> torch.Tensor:
     if stored is None or stored.is_floating_point != dtype.is_floating_point:
         raise BadInput(
             f"tensor {shown(tensor.name)} in {tensor.path} is stored as {tensor.dtype}: the checkpoint is quantized",
-            remedy="give the original checkpoint in fp32, fp16 or bf16",
+            remedy=UNQUANTIZED,
         )
     data = torch.empty(tensor.shape, dtype=stored)
     if tensor.bytes:
