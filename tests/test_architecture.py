@@ -135,6 +135,20 @@ def test_inner_modules_ask_the_package_root_only_for_its_version() -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
+def test_families_know_nothing_of_each_other() -> None:
+    folders = sorted(path for path in (PACKAGE / "models").iterdir() if path.is_dir() and path.name != "__pycache__")
+    names = {folder.name for folder in folders}
+    found = {}
+    for folder in folders:
+        others = names - {folder.name}
+        for path in folder.rglob("*.py"):
+            modules = {n.module for n in ast.walk(parse(path)) if isinstance(n, ast.ImportFrom) and n.module}
+            asked = {m.split(".")[2] for m in modules if m.startswith("vlm_edge.models.") and len(m.split(".")) > 2}
+            if asked & others:
+                found[relative(path)] = asked & others
+    assert found == {}
+
+
 def test_every_folder_of_the_package_is_a_regular_package() -> None:
     # import-linter does not look into a folder without __init__.py.
     folders = {path.parent for path in PACKAGE_SOURCES}

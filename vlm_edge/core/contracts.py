@@ -87,7 +87,7 @@ class VlmFamily:
 
     name: str
     spec: Callable[[Mapping[str, Any]], ModelSpec]
-    prompt: Callable[[Bundle], PromptBuilder] | Any
+    prompt: Callable[[Bundle], PromptBuilder] | None
     merge_sites: frozenset[MergeSite]
     model_types: tuple[str, ...] = ()
 

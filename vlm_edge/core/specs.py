@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.core.geometry import Geometry
 from vlm_edge.core.load import OMIT_DEFAULT
 
 _STRICT = {"extra": "forbid"}
@@ -127,7 +127,7 @@ class ModelSpec:
     vision: VisionSpec
     projector: ProjectorSpec
     text: TextSpec
-    geometry: TokenGeometry
+    geometry: Geometry
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
     @property

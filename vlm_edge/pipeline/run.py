@@ -43,6 +43,8 @@ class Pipeline:
         self._spec = bundle.manifest.model
         started = time.perf_counter()
         family, backend = discover.family(self._spec.family), discover.backend("onnx")
+        if family.prompt is None:
+            raise BadInput(f"models of the family {family.name} can be planned, not run", remedy="use another bundle")
         self._prompt = family.prompt(bundle)
         self._encoder = backend.encoder(bundle.path("vision.graph", target=device), device, threads)
         self._engine = backend.engine(

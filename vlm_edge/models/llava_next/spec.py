@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.models.fields import Fields
-from vlm_edge.models.llava.spec import DEFAULTS, llava_like_spec
+from vlm_edge.models.llava_like import DEFAULTS, llava_like_spec
 
 MODEL_TYPES = ("llava_next",)
 

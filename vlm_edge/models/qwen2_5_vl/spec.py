@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_edge.core.specs import ModelSpec
-from vlm_edge.models.qwen2_vl.spec import qwen_vl_spec
+from vlm_edge.models.qwen_vl import qwen_vl_spec
 from vlm_edge.models.towers import rms_norm
 
 MODEL_TYPES = ("qwen2_5_vl",)
