@@ -23,7 +23,8 @@ def owner(node: Any) -> str | None:
 
 def _scopes(node: Any) -> list[str]:
     text = node.metadata_props.get(_SCOPES)
-    return ast.literal_eval(text) if text else []
+    scopes: list[str] = ast.literal_eval(text) if text else []
+    return scopes
 
 
 def layer_values(model: Any) -> dict[str, str]:
@@ -99,9 +100,8 @@ def gemms_to_matmuls(model: Any) -> None:
 
 def _scaled_gemm(node: Any) -> bool:
     flags = node.attributes
-    return (
-        flags.get_float("alpha", 1.0) != 1.0 or flags.get_float("beta", 1.0) != 1.0 or flags.get_int("transA", 0) != 0
-    )
+    factors = flags.get_float("alpha", 1.0), flags.get_float("beta", 1.0)
+    return factors != (1.0, 1.0) or bool(flags.get_int("transA", 0))
 
 
 def fuse(model: Any, target: str) -> None:
