@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge import __version__
-from vlm_edge.backends.onnx import export
+from vlm_edge.backends.onnx import decoder as onnx_decoder
+from vlm_edge.backends.onnx import export, parity
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import (
     ArtifactRef,
@@ -68,7 +69,7 @@ def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequenc
     spec = replace(spec, geometry=replace(spec.geometry, separator_tokens=1 if recipe.view_tokens else 0))
     model = components.load_checkpoint(checkpoint)
     views = _views(images, spec.vision.image_px, checkpoint)
-    parity = [export.export_encoder(components.VisionAndProjector(model), views, out / "vision/cpu")]
+    checks = [export.export_encoder(components.VisionAndProjector(model), views, out / "vision/cpu")]
     artifacts.append(reference(out, "vision/cpu/model.onnx", role="vision.graph", target="cpu", dtype="fp32"))
     artifacts.append(_write_embedding(model.get_input_embeddings().weight, out))
     decoder = components.text_model(model)
@@ -78,11 +79,11 @@ def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequenc
         artifacts.append(reference(out, f"llm/cpu/{name}", role=role, target="cpu", dtype=recipe.packing.llm))
     encoder = discover.backend("onnx").encoder(out / "vision/cpu/model.onnx", "cpu", 1)
     features = encoder.encode(views)
-    parity.append(_decoder_parity(decoder, features, checkpoint, out, spec, recipe))
+    checks.append(_decoder_parity(decoder, features, checkpoint, out, spec, recipe))
     manifest = Manifest(
         schema_version=1, name=recipe.name, source={"checkpoint": hash_file(checkpoint / "model.safetensors")},
         tools={"vlm-edge": __version__} | {tool: metadata.version(tool) for tool in TOOLS}, model=spec, limits=recipe.limits,
-        defaults=recipe.defaults, artifacts=merge_artifacts((), artifacts), parity=tuple(parity), recipe=to_plain(recipe),
+        defaults=recipe.defaults, artifacts=merge_artifacts((), artifacts), parity=tuple(checks), recipe=to_plain(recipe),
     )  # fmt: skip
     return write_manifest(out, manifest)
 
@@ -115,7 +116,7 @@ def _build_decoder(decoder: Any, checkpoint: Path, out: Path, precision: str) ->
         decoder.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(checkpoint / name, folder)
-        return export.build_decoder(Path(folder), out / "llm/cpu", precision=precision)
+        return onnx_decoder.build_decoder(Path(folder), out / "llm/cpu", precision=precision)
 
 
 def _decoder_parity(
@@ -140,10 +141,10 @@ def _decoder_parity(
         expected = decoder(inputs_embeds=torch.from_numpy(rows)[None]).logits[0, -1].numpy()
     engine.forward(rows[: len(rows) // 2])
     measured = engine.forward(rows[len(rows) // 2 :])
-    parity = export.compare("llm", measured, expected, DECODER_LIMIT[recipe.packing.llm])
-    if not parity.ok:
+    result = parity.compare("llm", measured, expected, DECODER_LIMIT[recipe.packing.llm])
+    if not result.ok:
         raise CheckFailed(
-            f"the {recipe.packing.llm} decoder's logits differ from torch by {parity.value:.3f}, limit {parity.limit}",
+            f"the {recipe.packing.llm} decoder's logits differ from torch by {result.value:.3f}, limit {result.limit}",
             remedy="build it with packing.llm: fp32 to see whether rounding or the graph is at fault",
         )
-    return parity
+    return result

@@ -27,7 +27,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     pytest.importorskip("onnxruntime_genai")
     from tokenizers import Tokenizer, models
 
-    from vlm_edge.backends.onnx.export import build_decoder
+    from vlm_edge.backends.onnx.decoder import build_decoder
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("decoder")

@@ -1,91 +1,185 @@
-"""Exports are compared with torch, and a wrong one is not published."""
+"""Exports are compared with torch, a wrong one is not published, and every family comes through at every precision."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vlm_edge.backends.onnx import export
 from vlm_edge.backends.onnx.runner import OnnxEncoder
-from vlm_edge.errors import CheckFailed
+from vlm_edge.errors import BadInput, CheckFailed
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
+import onnx_ir as ir  # noqa: E402  # comes with onnxscript
 
-class Tower(torch.nn.Module):
-    """Patches of 4 px through a linear layer."""
+from tests import tiny_vlms  # noqa: E402
+from tests.backends.onnx.small_tower import SmallTower, copy_of, inputs, pixels, small_tower  # noqa: E402
+from vlm_edge.backends.onnx import export  # noqa: E402
+from vlm_edge.backends.onnx.export import Traced  # noqa: E402
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = torch.nn.Conv2d(3, 8, 4, stride=4)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.patch(pixel_values).flatten(2).transpose(1, 2)
+FAMILY_SEEDS = ((0, 2), (1, 3), (3, 1), (4, 4))
+"""(seed, views or images): other numbers and sizes than the two that were traced."""
+SLOW = {"llava_next", "idefics3", "paligemma", "qwen2_vl", "idefics2"}
+FAMILIES = [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in tiny_vlms.FAMILIES]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tower, Path]:
-    torch.manual_seed(0)
-    tower, out = Tower().eval(), tmp_path_factory.mktemp("tower")
-    parity = export.export_encoder(tower, pixels(3), out)
-    assert parity.ok
-    assert parity.value < 1e-5
-    return tower, out / "model.onnx"
+def tower() -> SmallTower:
+    return small_tower()
 
 
-def pixels(views: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(views, 3, 16, 16)).astype(np.float32)
+@pytest.fixture(scope="module")
+def traced(tower: SmallTower) -> Traced:
+    return export.trace(tower, inputs(), component="vision", ranges=True)
+
+
+@pytest.fixture(scope="module")
+def exported(traced: Traced, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tower")
+    result = export.write(copy_of(traced), out, dtype="fp32", target="tensorrt")
+    assert result.files == ("model.onnx",)
+    assert result.inputs == ("pixel_values",)
+    assert result.opset == 20
+    return out / "model.onnx"
 
 
 @pytest.mark.parametrize("views", [1, 2, 7, 8, 9, 17])
-def test_the_graph_takes_any_number_of_views(exported: tuple[Tower, Path], views: int) -> None:
-    tower, graph = exported
+def test_the_graph_takes_any_number_of_views(tower: SmallTower, exported: Path, views: int) -> None:
+    given = pixels(views, 1)["pixel_values"]
     with torch.no_grad():
-        expected = tower(torch.from_numpy(pixels(views, 1))).numpy()
-    measured = OnnxEncoder(graph, target="cpu", threads=1).encode(pixels(views, 1))
+        expected = tower(torch.from_numpy(given)).numpy()
+    measured = OnnxEncoder(exported, target="cpu", threads=1).encode(given)
     np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_values_that_are_not_finite_stop_the_run(exported: tuple[Tower, Path]) -> None:
-    broken = pixels(2)
+def test_axes_are_named_and_the_opset_is_the_one_asked_for(exported: Path) -> None:
+    graph = ir.load(exported)
+    assert str(graph.graph.inputs[0].shape[0]) == "views"
+    assert graph.graph.outputs[0].name == "image_features"
+    assert graph.opset_imports[""] == 20
+
+
+def test_the_target_tensorrt_has_standard_operators_only(traced: Traced, tmp_path: Path) -> None:
+    result = export.write(copy_of(traced), tmp_path, dtype="fp32", target="tensorrt")
+    assert result.custom_ops == {}
+    assert {node.domain for node in ir.load(tmp_path / "model.onnx").graph} == {""}
+
+
+@pytest.mark.parametrize(("target", "ops"), [
+    ("cpu", {"SkipLayerNormalization", "Attention", "BiasGelu"}),
+    ("cuda", {"SkipLayerNormalization", "Attention", "BiasGelu"}),
+])  # fmt: skip
+def test_other_targets_have_fused_operators_and_equal_results(
+    traced: Traced, exported: Path, tmp_path: Path, target: str, ops: set[str]
+) -> None:
+    result = export.write(copy_of(traced), tmp_path, dtype="fp32", target=target)
+    assert ops <= {*result.custom_ops}
+    given = pixels(5, 9)["pixel_values"]
+    fused, plain = (OnnxEncoder(g, target="cpu", threads=1).encode(given) for g in (tmp_path / "model.onnx", exported))
+    np.testing.assert_allclose(fused, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_large_graphs_keep_their_weights_beside_them(
+    traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "EXTERNAL_BYTES", 1000)
+    result = export.write(copy_of(traced), tmp_path / "out", dtype="fp32", target="cpu")
+    assert result.files == ("model.onnx", "model.onnx.data")
+    assert (tmp_path / "out/model.onnx").stat().st_size < (tmp_path / "out/model.onnx.data").stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_graph_that_differs_is_not_published_and_its_layer_is_named(traced: Traced, tmp_path: Path) -> None:
+    wrong = copy_of(traced)
+    bias = wrong.graph.graph.initializers["layers.1.fc1.bias"]
+    bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(0.5), name=bias.name)
+    with pytest.raises(CheckFailed, match=r"differs from torch.*begins at layers\.1\.fc1 "):
+        export.write(wrong, tmp_path / "out", dtype="fp32", target="tensorrt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_stop_the_run(exported: Path) -> None:
+    broken = pixels(2, 0)["pixel_values"]
     broken[1, 0, 3, 3] = np.nan
     with pytest.raises(CheckFailed, match="not finite"):
-        OnnxEncoder(exported[1], target="cpu", threads=1).encode(broken)
+        OnnxEncoder(exported, target="cpu", threads=1).encode(broken)
 
 
-def test_a_graph_that_differs_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = OnnxEncoder.encode
-    monkeypatch.setattr(OnnxEncoder, "encode", lambda self, views: right(self, views) * np.float32(1.01))
-    with pytest.raises(CheckFailed, match="differs from torch"):
-        export.export_encoder(Tower().eval(), pixels(2), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_one_view_cannot_be_traced_as_many(tower: SmallTower) -> None:
+    with pytest.raises(BadInput, match="axis of size 1"):
+        export.trace(tower, [pixels(1, 0)], component="vision")
 
 
-def test_parity_of_values_that_are_not_finite_fails() -> None:
-    good = np.ones((2, 3), np.float32)
-    assert export.compare("x", good, good, 1e-4).ok
-    bad = good.copy()
-    bad[0, 0] = np.inf
-    assert not export.compare("x", bad, good, 1e-4).ok
+@pytest.mark.parametrize(("dtype", "target"), [("fp8", "cpu"), ("fp32", "npu"), ("int8", "cuda")])
+def test_what_cannot_be_exported_is_refused(traced: Traced, tmp_path: Path, dtype: str, target: str) -> None:
+    with pytest.raises(BadInput):
+        export.write(copy_of(traced), tmp_path, dtype=dtype, target=target)
 
 
-def test_a_head_that_reads_the_wrong_layer_is_noticed(tmp_path: Path) -> None:
-    """With a vocabulary as large as the hidden size the builder mistakes an attention output for the lm_head."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("onnxruntime_genai")
-    from tokenizers import Tokenizer, models
+def test_a_trace_is_written_once(traced: Traced, tmp_path: Path) -> None:
+    once = copy_of(traced)
+    export.write(once, tmp_path, dtype="fp32", target="tensorrt")
+    with pytest.raises(ValueError, match="written already"):
+        export.write(once, tmp_path, dtype="fp32", target="tensorrt")
 
-    config = transformers.LlamaConfig(
-        vocab_size=128, hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,
-    )  # fmt: skip
-    folder = tmp_path / "torch"
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(CheckFailed, match="lm_head"):
-        export.build_decoder(folder, tmp_path / "out", precision="fp32")
-    assert not (tmp_path / "out").exists()
+
+def test_a_module_of_one_input_needs_no_axes(tmp_path: Path) -> None:
+    class Patches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch = torch.nn.Conv2d(3, 8, 4, stride=4)
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.patch(pixel_values).flatten(2).transpose(1, 2)
+
+    parity = export.export_encoder(Patches().eval(), pixels(3, 0)["pixel_values"], tmp_path)
+    assert parity.ok
+    assert parity.value < 1e-5
+
+
+@pytest.fixture(scope="module")
+def family_trace(request: pytest.FixtureRequest) -> Callable[[], Traced]:
+    """The trace of the family that the test is parametrized with, made once."""
+    name: str = request.param
+    tiny = tiny_vlms.FAMILIES[name]
+    model = tiny.model()
+    module = tiny_vlms.component(name, model)
+    given = [tiny_vlms.graph_inputs(tiny.arrays(model, seed, 2)) for seed in range(8)]
+    made = export.trace(module, given, component=name, ranges=True)
+    made.model = model  # type: ignore[attr-defined]  # for the references of further sizes
+    return made
+
+
+@pytest.mark.parametrize("family_trace", FAMILIES, indirect=True)
+def test_every_family_at_every_precision(family_trace: Traced, tmp_path: Path) -> None:
+    """In one test, so that a family is traced once: fp32 for each target, fp16 and int8, on sizes that were not traced."""
+    tiny, model = tiny_vlms.FAMILIES[family_trace.component], family_trace.model
+    given = [tiny.arrays(model, seed, count) for seed, count in FAMILY_SEEDS]
+    with torch.no_grad():
+        expected = [tiny.reference(model, arrays) for arrays in given]
+    limits = {"fp32": 1e-5, "fp16": 5e-3, "int8": 4e-2}
+    for dtype, target in (
+        ("fp32", "tensorrt"),
+        ("fp32", "cpu"),
+        ("fp32", "cuda"),
+        ("fp16", "tensorrt"),
+        ("int8", "cpu"),
+    ):
+        out = tmp_path / f"{dtype}-{target}"
+        result = export.write(copy_of(family_trace), out, dtype=dtype, target=target)
+        assert result.parity.ok
+        if target == "tensorrt":
+            assert result.custom_ops == {}
+        assert not {"Resize", "NonZero", "GatherND", "TopK"} & {
+            node.op_type for node in ir.load(out / "model.onnx").graph
+        }
+        encoder = OnnxEncoder(out / "model.onnx", target="cpu", threads=1)
+        for arrays, reference in zip(given, expected, strict=True):
+            measured = encoder.encode(tiny_vlms.graph_inputs(arrays)).reshape(reference.shape)
+            error = np.linalg.norm(measured - reference) / np.linalg.norm(reference)
+            assert error < limits[dtype], (dtype, target)

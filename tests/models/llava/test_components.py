@@ -2,49 +2,82 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests import tiny_vlms  # noqa: E402  # needs torch
+from vlm_edge.errors import BadInput  # noqa: E402
 
-def tiny(layer: int, strategy: str):
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    text = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    config = transformers.LlavaConfig(
-        vision_config=vision, text_config=text, vision_feature_layer=layer, vision_feature_select_strategy=strategy,
-        image_token_index=3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return transformers.LlavaForConditionalGeneration(config).eval()
+TOWERS = {"clip": tiny_vlms.CLIP, "siglip": tiny_vlms.SIGLIP, "dinov2": tiny_vlms.DINO}
 
 
-@pytest.mark.parametrize(("layer", "strategy", "patches"), [(-1, "default", 4), (-2, "default", 4), (-2, "full", 5)])
-def test_features_equal_transformers(layer: int, strategy: str, patches: int):
-    from vlm_edge.models.llava.components import VisionAndProjector
+@pytest.mark.parametrize(("tower", "layer", "strategy", "patches"), [
+    ("clip", -2, "default", 16),
+    ("clip", -1, "full", 17),
+    ("clip", 2, "default", 16),
+    ("clip", [-2, 0, 3], "default", 16),
+    ("clip", [-3, -1], "full", 17),
+    ("siglip", -2, "full", 16),
+    ("siglip", [-1, 1], "full", 16),
+    ("dinov2", -2, "default", 16),
+    ("dinov2", -1, "full", 17),
+])  # fmt: skip
+def test_features_equal_transformers(tower: str, layer: Any, strategy: str, patches: int) -> None:
+    model = tiny_vlms.llava(TOWERS[tower], layer, strategy)
+    arrays = tiny_vlms.views(model, 1, 3)
+    measured = tiny_vlms.run_module(tiny_vlms.component("llava", model), arrays)
+    assert measured.shape == (3 * patches, 60)
+    np.testing.assert_allclose(measured, tiny_vlms.features(model, arrays), rtol=1e-5, atol=1e-5)
 
-    model = tiny(layer, strategy)
-    pixels = torch.randn(3, 3, 28, 28)
+
+@pytest.mark.parametrize(("layer", "layers"), [(-1, 5), (-2, 4), (0, 0), ([1, -3], 3)])
+def test_only_layers_that_run_are_there(layer: Any, layers: int) -> None:
+    module = tiny_vlms.component("llava", tiny_vlms.llava(layer=layer))
+    assert len(module.tower.layers) == layers
+
+
+def test_weights_are_shared_with_the_model() -> None:
+    model = tiny_vlms.llava()
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in tiny_vlms.component("llava", model).parameters()} <= own
+
+
+def test_positions_of_dinov2_are_interpolated_once_for_a_smaller_view() -> None:
+    """A DINOv2 trained at 42 px on views of 28 px; the reference interpolates on every call."""
+    from vlm_edge.models.vision_towers import ClassTokenEmbeddings
+
+    embeddings = tiny_vlms.llava({**tiny_vlms.DINO, "image_size": 42}).model.vision_tower.embeddings
+    pixels = torch.from_numpy(tiny_vlms.picture(0, (2, 3, 28, 28)))
     with torch.no_grad():
-        features = model.get_image_features(pixels).pooler_output
-        measured = VisionAndProjector(model)(pixels)
-    assert measured.shape == (3, patches, 48)
-    torch.testing.assert_close(measured, torch.stack(list(features)))
+        measured, expected = ClassTokenEmbeddings(embeddings, 28)(pixels), embeddings(pixels)
+    torch.testing.assert_close(measured, expected)
 
 
-def test_the_text_model_alone_gives_the_same_logits():
+@pytest.mark.parametrize("layer", [6, -7])
+def test_a_feature_layer_beyond_the_tower_is_refused(layer: int) -> None:
+    model = tiny_vlms.llava()
+    model.config.vision_feature_layer = layer
+    with pytest.raises(BadInput, match=f"vision_feature_layer {layer}"):
+        tiny_vlms.component("llava", model)
+
+
+def test_a_tower_of_unknown_layout_is_refused_by_name() -> None:
+    model = tiny_vlms.llava()
+    model.model.vision_tower.config.model_type = "pixtral"
+    with pytest.raises(BadInput, match="'pixtral'") as caught:
+        tiny_vlms.component("llava", model)
+    assert "siglip_vision_model" in caught.value.remedy
+
+
+def test_the_text_model_alone_gives_the_same_logits() -> None:
     from vlm_edge.models.llava.components import text_model
 
-    model = tiny(-1, "default")
+    model = tiny_vlms.llava()
     ids = torch.tensor([[5, 9, 11, 40]])
     with torch.no_grad():
         torch.testing.assert_close(text_model(model)(ids).logits, model(ids).logits)

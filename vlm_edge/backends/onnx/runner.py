@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.session import open_session
 from vlm_edge.core.contracts import Floats
-from vlm_edge.errors import CheckFailed
+from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.memory.plan import ENCODE_VIEWS
 
 
 class OnnxEncoder:
-    """Runs `pixel_values` [B, 3, S, S] -> `image_features` [B, P, Dl], at most ENCODE_VIEWS views at a time."""
+    """Runs a graph whose inputs are the arrays that images become, and whose output is visual embeddings.
+
+    A graph of views ([V, ...] in every input, one V) is run on at most ENCODE_VIEWS views at a time; a graph of packed patches
+    as a whole, since its parts see each other.
+    """
 
     def __init__(self, graph: Path, *, target: str, threads: int) -> None:
         self._session = open_session(graph, target=target, threads=threads)
-        self._input = self._session.get_inputs()[0].name
+        inputs = self._session.get_inputs()
+        self._names = tuple(value.name for value in inputs)
+        batches = {value.shape[0] for value in inputs}
+        self._by_views = len(batches) == 1 and (self._session.get_outputs()[0].shape[0] in batches)
 
-    def encode(self, pixels: Floats) -> Floats:
-        """Visual embeddings [B, P, Dl]; raises CheckFailed when any is not finite."""
-        parts = [
-            self._session.run(None, {self._input: pixels[i : i + ENCODE_VIEWS]})[0]
-            for i in range(0, len(pixels), ENCODE_VIEWS)
-        ]
-        features: Floats = np.concatenate(parts).astype(np.float32, copy=False)
-        if not np.isfinite(features).all():
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arrays that `encode` needs, in the graph's order."""
+        return self._names
+
+    def encode(self, pixels: Floats | Mapping[str, NDArray[Any]], *, check: bool = True) -> Floats:
+        """Visual embeddings, [V, P, Dl] of views or [rows, Dl] of packed patches.
+
+        pixels: the arrays by name, or the only one.  check: refuse values that are not finite.  Raises BadInput when names do not
+        match the graph's, CheckFailed when a value is not finite.
+        """
+        arrays = pixels if isinstance(pixels, Mapping) else {self._names[0]: pixels}
+        if {*arrays} != {*self._names}:
+            raise BadInput(
+                f"the vision graph takes {', '.join(self._names)}; it was given {', '.join(arrays)}",
+                remedy="export the vision encoder again with this version",
+            )
+        features = self._by_chunks(arrays) if self._by_views else self._run(arrays)
+        if check and not np.isfinite(features).all():
             raise CheckFailed(
                 "the vision encoder produced values that are not finite",
                 remedy="export the vision encoder again with --dtype fp32",
             )
+        return features
+
+    def _by_chunks(self, arrays: Mapping[str, NDArray[Any]]) -> Floats:
+        views = len(next(iter(arrays.values())))
+        starts = range(0, views, ENCODE_VIEWS)
+        return np.concatenate([self._run({n: a[i : i + ENCODE_VIEWS] for n, a in arrays.items()}) for i in starts])
+
+    def _run(self, arrays: Mapping[str, NDArray[Any]]) -> Floats:
+        features: Floats = self._session.run(None, dict(arrays))[0].astype(np.float32, copy=False)
         return features

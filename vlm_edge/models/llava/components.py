@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
+from vlm_edge.models.vision_towers import FeaturesAndProjector
 
-class VisionAndProjector(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-    """pixel_values [B, 3, S, S] -> image_features [B, P, Dl], as LLaVA feeds them to its decoder."""
+
+class VisionAndProjector(FeaturesAndProjector):
+    """pixel_values [V, 3, S, S] -> image_features [V, P, Dl], as LLaVA feeds them to its decoder.
+
+    The tower is CLIP, SigLIP or DINOv2. Strategy `default` drops the first position, the class token, of every layer.
+    """
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        super().__init__()
-        self.tower = model.model.vision_tower
-        self.projector = model.model.multi_modal_projector
-        self.layer = model.config.vision_feature_layer
-        self.drop_class = model.config.vision_feature_select_strategy == "default"
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """One hidden layer of the tower, the class token dropped, through the projector."""
-        hidden = self.tower(pixel_values, output_hidden_states=True).hidden_states[self.layer]
-        return self.projector(hidden[:, 1:] if self.drop_class else hidden)
+        config = model.config
+        super().__init__(
+            model.model.vision_tower, model.model.multi_modal_projector, config.vision_feature_layer,
+            drop_class=config.vision_feature_select_strategy == "default",
+        )  # fmt: skip
 
 
 def load_checkpoint(model_dir: Path) -> LlavaForConditionalGeneration:
