@@ -61,7 +61,7 @@ KINDS = {"plain": "interfere = press\n", "extension": EXTENSION, "finalizer": FI
 
 def run(program: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **in_checkout(folder))
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **in_checkout(folder))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,5 +110,5 @@ start.main()
         assert process.stdout.read(1) == b"."
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
