@@ -75,8 +75,11 @@ class Pipeline:
         Example: `Pipeline.load().ask("page.png", "what is the total?").text`
         """
         opened = bundle if isinstance(bundle, Bundle) else find_bundle(bundle)
-        if threads is not None and threads < 1:
-            raise BadInput(f"--threads {threads} is not allowed", remedy="use 1 or more")
+        most = host.most_threads()
+        if threads is not None and not 1 <= threads <= most:
+            raise BadInput(
+                f"--threads {threads} is not allowed", remedy=f"use 1 to {most}; {host.real_cores()} is fastest"
+            )
         chosen = choose_device(opened, device)
         limit = parse_bytes(budget) if isinstance(budget, str) else budget
         check_fits(plan(opened, AskOptions(tiling="none"), images=(), budget_bytes=limit))
