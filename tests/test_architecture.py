@@ -169,7 +169,8 @@ def test_the_command_line_starts_without_heavy_imports(arguments: list[str] | No
     program = f"""
 import atexit, json, pathlib, sys
 atexit.register(lambda: pathlib.Path({str(report)!r}).write_text(json.dumps(sorted(sys.modules))))
-from vlm_edge.cli.main import main
+from vlm_edge.cli.start import main
+import vlm_edge.cli.main
 arguments = {arguments!r}
 if arguments is not None:
     sys.argv = ["vlm-edge", *arguments]

@@ -94,10 +94,21 @@ def test_broken_libraries_and_bundles_are_named() -> None:
     assert (damaged.ok, damaged.missing) == (False, ("embedded bundle: x.onnx is missing",))
 
 
-def test_a_gpu_chooses_the_extra_but_not_on_arm() -> None:
-    bare = having(replace(HEALTHY, gpus=(H100,)), onnxruntime=None)
-    assert verdict(bare)["run"].fix == "pip install 'vlm-edge[gpu]'"
-    assert verdict(replace(bare, arch="aarch64"))["run"].fix == "pip install 'vlm-edge[cpu]'"
+@pytest.mark.parametrize(
+    ("arch", "jetson", "extra"),
+    [
+        ("x86_64", "", "gpu"),
+        ("aarch64", "", "gpu"),  # a Grace server: PyPI has aarch64 wheels of onnxruntime-gpu
+        ("riscv64", "", "cpu"),
+        ("aarch64", "NVIDIA Jetson AGX Thor (R38 (release), REVISION: 2.0)", "gpu"),  # JetPack 7: CUDA 13
+        ("aarch64", "NVIDIA Orin NX (R36 (release), REVISION: 4.3)", "cpu"),  # JetPack 6: CUDA 12
+        ("aarch64", "NVIDIA Jetson Orin Nano", "cpu"),  # of an unknown release
+    ],
+)
+def test_a_gpu_chooses_the_extra_where_there_is_a_wheel(arch: str, jetson: str, extra: str) -> None:
+    bare = having(replace(HEALTHY, gpus=(H100,), arch=arch, jetson=jetson), onnxruntime=None)
+    assert verdict(bare)["run"].fix == f"pip install 'vlm-edge[{extra}]'"
+    assert verdict(replace(bare, gpus=()))["run"].fix == "pip install 'vlm-edge[cpu]'"
 
 
 def test_beside_onnxruntime_gpu_the_builder_gets_an_environment_of_its_own() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.terminal import Terminal
 from tests.fake_pipeline import FakePipeline
 from vlm_edge.cli.main import execute
 from vlm_edge.pipeline.options import AskOptions
@@ -61,7 +62,7 @@ def test_the_table_has_a_line_for_each_task_and_stratum(
     assert lines["all"][1:4] == ["3", "2", "66.7%"]
     assert lines["stratum long"][2:4] == ["1", "1"]
     assert "448 -> 112" in shown.out
-    assert loader.asked_for == [("nano", {"device": "auto", "threads": 1})]
+    assert loader.asked_for == [("nano", {"device": "auto", "threads": 1, "budget": None, "verify": False})]
 
 
 def test_json_is_one_object_and_nothing_else(loader: Loader, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +141,52 @@ def test_a_bad_line_is_named(loader: Loader, data: Path, capsys: pytest.CaptureF
     assert loader.asked_for == []
 
 
+def test_options_of_run_that_choose_how_a_question_is_asked(loader: Loader, data: Path) -> None:
+    chosen = ["--seed", "7", "--max-pixels", "99", "--budget", "1GiB", "--verify"]
+    assert execute(["eval", "nano", str(data), *chosen, "--json"]) == 0
+    assert loader.asked_for == [("nano", {"device": "auto", "threads": None, "budget": "1GiB", "verify": True})]
+    assert loader.pipeline.calls[0][2] == AskOptions(seed=7, max_pixels=99)
+
+
+def test_without_a_bundle_it_is_the_embedded_one(loader: Loader, data: Path) -> None:
+    assert execute(["eval", str(data), "--json"]) == 0
+    assert loader.asked_for[0][0] is None
+    assert len(loader.pipeline.calls) == len(ROWS)
+
+
+def test_a_third_word_is_refused(loader: Loader, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["eval", "nano", str(data), "more"]) == 2
+    error, fix = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: 3 words")
+    assert "vlm-edge eval" in fix
+    assert loader.asked_for == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("7", "data.jsonl:1: input should be an object"), ('{"image": 7}', "data.jsonl:1: image: input should be")],
+)
+def test_a_line_that_is_no_row_is_named(
+    line: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.jsonl").write_text(line)
+    assert execute(["eval", str(tmp_path / "data.jsonl")]) == 2
+    error, fix = capsys.readouterr().err.splitlines()
+    assert says in error
+    assert ": :" not in error
+    assert fix.startswith("fix: correct ")
+
+
+@pytest.mark.usefixtures("loader")
+def test_a_task_may_be_called_anything_on_a_terminal(
+    data: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data.write_text(json.dumps({"image": "a.png", "question": "q1", "answer": "1", "task": "[/x]"}))
+    monkeypatch.setattr("sys.stdout", terminal.stream)
+    assert execute(["eval", str(data)]) == 0
+    assert "[/x]" in terminal.text()
+
+
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["eval", "--help"]) == 0
-    assert "Example: vlm-edge eval nano questions.jsonl" in " ".join(capsys.readouterr().out.split())
+    assert "Example: vlm-edge eval questions.jsonl" in " ".join(capsys.readouterr().out.split())

@@ -251,6 +251,12 @@ def test_hashes_are_remembered_by_size_time_and_manifest(
     assert len(hashed) == 12
 
 
+def test_a_verified_bundle_is_remembered_in_one_line(tiny_bundle: Bundle, own_cache_folder: Path) -> None:
+    for _ in range(3):
+        verify_hashes(tiny_bundle, force=True)
+    assert len((own_cache_folder / "vlm-edge" / "verified").read_text().splitlines()) == 1
+
+
 def test_a_bundle_that_failed_is_not_remembered(tiny_bundle: Bundle) -> None:
     path = tiny_bundle.root / "tokenizer.json"
     path.write_bytes(b"[]")
@@ -319,10 +325,16 @@ def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     assert {(length, kinds) for _, length, kinds in seen} == {(100_000, 1)}
 
 
-def test_written_files_can_be_read_by_others(tmp_path: Path) -> None:
-    with atomic_write(tmp_path / "file") as stream:
-        stream.write(b"x")
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o027, 0o640)])
+def test_the_umask_says_who_may_read_what_is_written(tmp_path: Path, umask: int, mode: int) -> None:
+    old = os.umask(umask)
+    try:
+        for _ in range(2):  # a file of its own, and one in another's place
+            with atomic_write(tmp_path / "file") as stream:
+                stream.write(b"x")
+            assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(old)
 
 
 def test_new_artifacts_replace_those_of_the_same_path() -> None:

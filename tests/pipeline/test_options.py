@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vlm_edge.core.bundle import RunDefaults
@@ -22,6 +23,7 @@ DEFAULTS = RunDefaults(tiling="auto", reduce="threshold", threshold=0.9, keep=0.
         {"tiling": "grid", "max_tiles": 0, "max_new_tokens": 1, "max_pixels": 1, "seed": 0},
         {"keep": 1.0, "threshold": 1, "top_p": 1e-9, "temperature": 0.0},
         {"temperature": 1e300, "stop": ("a", " ")},
+        {"max_tiles": np.int64(3), "keep": np.float32(0.5), "temperature": 1, "seed": np.uint8(1)},
     ],
 )
 def test_values_at_the_ends_of_their_range_are_fine(fine: dict[str, Any]) -> None:
@@ -44,6 +46,23 @@ def test_values_at_the_ends_of_their_range_are_fine(fine: dict[str, Any]) -> Non
         ({"top_p": 0}, "--top-p"),
         ({"temperature": -1e-9}, "--temperature"),
         ({"stop": ("a", "")}, "--stop"),
+        ({"stop": ""}, "--stop"),
+        ({"stop": ("a", 3)}, "--stop"),
+        ({"stop": None}, "--stop"),
+        ({"stop": b"ab"}, "--stop"),
+        ({"tiling": 3}, "--tiling"),
+        ({"reduce": ["none"]}, "--reduce"),
+        ({"max_tiles": 2.5}, "--max-tiles"),
+        ({"max_tiles": 2.0}, "--max-tiles"),
+        ({"max_tiles": True}, "--max-tiles"),
+        ({"max_tiles": "2"}, "--max-tiles"),
+        ({"max_new_tokens": 1.5}, "--max-new-tokens"),
+        ({"max_pixels": math.inf}, "--max-pixels"),
+        ({"seed": math.nan}, "--seed"),
+        ({"keep": "0.5"}, "--keep"),
+        ({"threshold": True}, "--threshold"),
+        ({"temperature": "hot"}, "--temperature"),
+        ({"temperature": None}, "--temperature"),
         *(({name: math.nan}, "--") for name in ("keep", "threshold", "top_p", "temperature")),
         *(({name: math.inf}, "--") for name in ("keep", "threshold", "top_p", "temperature")),
     ],
@@ -53,6 +72,13 @@ def test_values_outside_their_range_name_the_option_and_a_remedy(wrong: dict[str
         AskOptions(**wrong)
     assert named in caught.value.message
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("given", "kept"), [("abc", ("abc",)), (["a", "b"], ("a", "b")), ((), ())])
+def test_one_stop_string_need_not_be_a_tuple(given: Any, kept: tuple[str, ...]) -> None:
+    options = AskOptions(stop=given)
+    assert options.stop == kept
+    assert hash(options) == hash(AskOptions(stop=kept))
 
 
 @pytest.mark.parametrize(("name", "hint"), [("gird", "'grid'"), ("zzz", "auto, grid, none")])

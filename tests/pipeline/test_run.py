@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.resources import resource_dir
-from vlm_edge.errors import BadInput, DoesNotFit
+from vlm_edge.errors import BadImage, BadInput, DoesNotFit
 from vlm_edge.pipeline.run import plan, source_header
 
 PAGES = resource_dir("calibration") / "pages"
@@ -107,6 +107,27 @@ def test_a_jpeg_for_the_global_view_alone_is_planned_and_decoded_at_reduced_scal
     assert 60 * items["zero"]["image.decode"] < items["tiles"]["image.decode"] == 9 * 4000 * 3600
     answer = pipeline.ask(data.getvalue(), "what color is the circle?", AskOptions(max_tiles=0))
     assert answer.tokens.visual_before == 64
+
+
+def test_a_turned_pil_image_is_planned_and_answered_upright(pipeline: Pipeline) -> None:
+    with Image.open(RECEIPT) as page:
+        turned = page.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # shown a quarter turn to the right: upright again
+    header = source_header(turned, 10**8)
+    assert (header.width, header.height) == (turned.height, turned.width)
+    upright = pipeline.ask(RECEIPT, "where is the circle?")
+    assert pipeline.ask(turned, "where is the circle?").boxes == upright.boxes
+
+
+def test_a_pil_image_beyond_the_limits_is_refused_before_it_is_decoded() -> None:
+    data = io.BytesIO()
+    Image.new("L", (9000, 9000)).save(data, "PNG")
+    with Image.open(data) as large:
+        with pytest.raises(DoesNotFit, match="preprocess needs"):
+            Pipeline.load(budget="300MiB").ask(large, "what is the total?")
+        with pytest.raises(BadImage, match="1000"):
+            Pipeline.load().ask(large, "what is the total?", AskOptions(max_pixels=1000))
+        assert getattr(large, "_im", None) is None
 
 
 def test_no_image_is_no_index_error(pipeline: Pipeline) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vlm_edge.cli.main import main
+from vlm_edge.cli.start import main
 
 main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,7 +37,8 @@ def doctor(
         render.table("This machine", ("what", "value"), _machine_rows(machine))
         packages = [(name, machine.versions.get(name, "-")) for name in PACKAGES]
         render.table("\nPackages", ("package", "version"), packages)
-        render.table("\nCommands", ("command", "can work", "missing", "fix"), [_check_row(check) for check in checks])
+        render.table("\nCommands", ("command", "can work", "missing"), [_check_row(check) for check in checks])
+        _fixes(checks)
     if not checks[0].ok:
         raise typer.Exit(1)
 
@@ -65,5 +67,17 @@ def _bytes(count: int | None) -> str:
     return "unknown" if count is None else format_bytes(count)
 
 
-def _check_row(check: Check) -> tuple[str, str, str, str]:
-    return check.command, "yes" if check.ok else "no", ", ".join(check.missing) or "-", check.fix or "-"
+def _check_row(check: Check) -> tuple[str, str, str]:
+    return check.command, "yes" if check.ok else "no", ", ".join(check.missing) or "-"
+
+
+def _fixes(checks: Sequence[Check]) -> None:
+    """Each on a line of its own and not in a table, which would break it where it cannot be copied any more."""
+    wanted_by: dict[str, list[str]] = {}
+    for check in checks:
+        if check.fix:
+            wanted_by.setdefault(check.fix, []).append(check.command)
+    if wanted_by:
+        render.emit("\nWhat installs the rest", end="\n")
+    for fix, commands in wanted_by.items():
+        render.emit(f"{', '.join(commands)}: {fix}", end="\n")

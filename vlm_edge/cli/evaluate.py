@@ -1,4 +1,4 @@
-"""vlm-edge eval BUNDLE DATA.jsonl"""
+"""vlm-edge eval [BUNDLE] DATA.jsonl"""
 
 from __future__ import annotations
 
@@ -9,17 +9,39 @@ import typer
 
 from vlm_edge import __version__
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson, Device, Keep, MaxNewTokens, MaxTiles, Reduce, Threads, Threshold, Tiling
+from vlm_edge.cli.options import (
+    AsJson,
+    Budget,
+    Device,
+    Keep,
+    MaxNewTokens,
+    MaxPixels,
+    MaxTiles,
+    Reduce,
+    Seed,
+    Threads,
+    Threshold,
+    Tiling,
+    Verify,
+)
+from vlm_edge.errors import BadInput
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
     from vlm_edge.pipeline.evaluate import Evaluation
     from vlm_edge.pipeline.metrics import Score
 
+EXAMPLE = "vlm-edge eval questions.jsonl, or vlm-edge eval out/ questions.jsonl"
 COLUMNS = ("", "rows", "right", "accuracy", "95% interval", "mean IoU")
 
-Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder, or nano for the embedded model.")]
-Data = Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Rows of image, question, answer; see below.")]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[BUNDLE] DATA.jsonl",
+        help="Bundle folder (default: nano, the embedded model); then the data file, as described above.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
 TilesFromData = Annotated[bool, typer.Option("--tiles-from-data", help="Show each row's own tiles.")]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Count a row that fails as wrong, and go on.")]
@@ -27,16 +49,19 @@ Out = Annotated[Path | None, typer.Option(help="Append each row's outcome to thi
 
 
 def evaluate(
-    bundle: Bundle,
-    data: Data,
+    inputs: Inputs,
     tiling: Tiling = None,
     max_tiles: MaxTiles = None,
     reduce: Reduce = None,
     keep: Keep = None,
     threshold: Threshold = None,
     max_new_tokens: MaxNewTokens = None,
+    seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
+    budget: Budget = None,
+    max_pixels: MaxPixels = None,
+    verify: Verify = False,
     limit: Limit = None,
     tiles_from_data: TilesFromData = False,
     keep_going: KeepGoing = False,
@@ -49,8 +74,11 @@ def evaluate(
     relative to the data file; task, stratum (a list) and tiles (a list of boxes) are optional. An answer must match
     exactly; one with a box must overlap it with an IoU of at least 0.5.
 
-    Example: vlm-edge eval nano questions.jsonl --reduce threshold --threshold 0.9
+    Example: vlm-edge eval questions.jsonl --reduce threshold --threshold 0.9
     """
+    if len(inputs) > 2:
+        raise BadInput(f"{len(inputs)} words, but a bundle and a data file are all it takes", remedy=EXAMPLE)
+    bundle, data = inputs[0] if len(inputs) == 2 else None, Path(inputs[-1])
     from vlm_edge.core.load import to_plain
     from vlm_edge.pipeline.options import AskOptions
     from vlm_edge.pipeline.rows import OutcomeLog, read_rows
@@ -62,6 +90,8 @@ def evaluate(
         keep=keep,
         threshold=threshold,
         max_new_tokens=max_new_tokens,
+        seed=seed,
+        max_pixels=max_pixels,
         tiles=() if tiles_from_data else None,
     )
     rows = read_rows(data, limit=limit, need_tiles=tiles_from_data)
@@ -70,7 +100,7 @@ def evaluate(
     from vlm_edge.pipeline import evaluate as evaluation
     from vlm_edge.pipeline.run import Pipeline
 
-    pipeline = Pipeline.load(bundle, device=device, threads=threads)
+    pipeline = Pipeline.load(bundle, device=device, threads=threads, budget=budget, verify=verify)
     manifest = pipeline.bundle.manifest
     with render.progress(f"{manifest.name}: {data.name}", len(rows)) as step:
         result = evaluation.evaluate(

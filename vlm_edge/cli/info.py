@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def info(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle folder; default: the embedded nano model.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="BUNDLE", help="Bundle folder; default: the embedded nano model.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,14 +11,18 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from vlm_edge import __version__
-from vlm_edge.cli import render
+from vlm_edge.cli import interrupt, render
 from vlm_edge.cli.doctor import doctor
 from vlm_edge.cli.evaluate import evaluate
 from vlm_edge.cli.info import info
 from vlm_edge.cli.run import run
+from vlm_edge.cli.start import main
+from vlm_edge.cli.usage import PlainUsage
 from vlm_edge.errors import VlmEdgeError
 
-INTERRUPTED = 130
+__all__ = ["app", "execute", "main"]  # `main` for scripts of installations that are older than cli/start.py
+
+INTERRUPTED = interrupt.EXIT_CODE
 PIPE_CLOSED = 141
 FAILED = 2
 _ANYWHERE = ("--debug", "--quiet", "--verbose")
@@ -28,7 +31,6 @@ app = typer.Typer(
     name="vlm-edge",
     help="Put a vision-language model on one small GPU, a Jetson or a CPU.\n\n"
     'Example: vlm-edge run page.png "what is the total?"',
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -57,34 +59,42 @@ def options(
     """Options that stand before a command."""
 
 
-app.command("run")(run)
-app.command("eval")(evaluate)
-app.command("info")(info)
-app.command("doctor")(doctor)
+app.command("run", cls=PlainUsage)(run)
+app.command("eval", cls=PlainUsage)(evaluate)
+app.command("info", cls=PlainUsage)(info)
+app.command("doctor", cls=PlainUsage)(doctor)
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code: 0 done, 1 the answer is no, 2 could not run, 130 interrupted."""
+    # only the name was typed: whoever does that asks what the program does, and that is no error
+    words = _take_verbosity(arguments) or ["--help"]
     try:
-        code = get_command(app).main(_take_verbosity(arguments), prog_name="vlm-edge", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # whoever read our output has gone; leave without Python's own complaint when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
-    except (KeyboardInterrupt, typer.Abort):
-        render.note("\ninterrupted")
+        with render.checked_output():
+            code = get_command(app).main(words, prog_name="vlm-edge", standalone_mode=False)
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as failure:  # noqa: BLE001 - the last line of defence: no user sees a traceback
+        code = INTERRUPTED if interrupt.seen() else _explain(failure)
+    if interrupt.seen() or code == INTERRUPTED:
+        render.note(interrupt.TEXT.rstrip())
         return INTERRUPTED
-    except VlmEdgeError as failure:
+    return code if isinstance(code, int) else 0
+
+
+def _explain(failure: BaseException) -> int:
+    """Say on stderr what went wrong and what to do about it; returns the exit code."""
+    if isinstance(failure, KeyboardInterrupt | typer.Abort):
+        return INTERRUPTED
+    if isinstance(failure, render.ReaderGone):
+        return PIPE_CLOSED
+    if isinstance(failure, VlmEdgeError):
         return _report(failure, failure.message, failure.remedy, failure.exit_code)
-    except TyperException as failure:
+    if isinstance(failure, TyperException):
         context = getattr(failure, "ctx", None)
         path = context.command_path if context is not None else "vlm-edge"
         return _report(failure, failure.format_message(), f"{path} --help shows what it takes", FAILED)
-    except Exception as failure:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
-        text = f"unexpected {type(failure).__name__}: {failure}"
-        return _report(failure, text, "run it again with --debug and report what it prints", FAILED)
-    return code if isinstance(code, int) else 0
+    text = f"unexpected {type(failure).__name__}: {failure}"
+    return _report(failure, text, "run it again with --debug and report what it prints", FAILED)
 
 
 def _take_verbosity(arguments: Sequence[str]) -> list[str]:
@@ -95,15 +105,10 @@ def _take_verbosity(arguments: Sequence[str]) -> list[str]:
     return [word for i, word in enumerate(arguments) if i >= end or word not in _ANYWHERE]
 
 
-def _report(failure: Exception, message: str, remedy: str, code: int) -> int:
+def _report(failure: BaseException, message: str, remedy: str, code: int) -> int:
     if render.VERBOSITY.debug:
         import traceback
 
         traceback.print_exception(failure)
     render.error(message or type(failure).__name__, remedy)
     return code
-
-
-def main() -> None:
-    """Entry point of the `vlm-edge` script."""
-    sys.exit(execute(sys.argv[1:]))

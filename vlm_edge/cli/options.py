@@ -1,4 +1,4 @@
-"""Options that several commands take, declared once."""
+"""Options that several commands take, declared once, with the values that a shell may offer for them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,37 @@ from typing import Annotated
 
 import typer
 
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _tilings() -> list[str]:
+    from vlm_edge.pipeline.options import TILINGS  # when the shell asks, not when the program starts
+
+    return list(TILINGS)
+
+
+def _reductions() -> list[str]:
+    from vlm_edge.pipeline.options import REDUCTIONS
+
+    return list(REDUCTIONS)
+
+
+def _devices() -> list[str]:
+    return list(DEVICES)
+
+
 Tiling = Annotated[
-    str | None, typer.Option(help="auto (salient tiles), grid, or none (global view only).", show_default=False)
+    str | None,
+    typer.Option(
+        help="auto (salient tiles), grid, or none (global view only).", show_default=False, autocompletion=_tilings
+    ),
 ]
 MaxTiles = Annotated[int | None, typer.Option(help="Full-resolution tiles beside the global view.", show_default=False)]
 Reduce = Annotated[
-    str | None, typer.Option(help="Visual tokens: none, threshold, random or downsample.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Visual tokens: none, threshold, random or downsample.", show_default=False, autocompletion=_reductions
+    ),
 ]
 Keep = Annotated[
     float | None, typer.Option(help="Share of tokens that random and downsample keep.", show_default=False)
@@ -20,6 +45,15 @@ Threshold = Annotated[
     float | None, typer.Option(help="Cosine above which neighbouring tokens merge.", show_default=False)
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.", show_default=False)]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[int, typer.Option(help="Of sampling and of random reduction.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=_devices)]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per real core.", show_default=False)]
+MaxPixels = Annotated[
+    int | None, typer.Option(help="Largest image, in pixels; default 400 million.", show_default=False)
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Memory that may be used, such as 8GiB; default: what is free now.", show_default=False),
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO, cast
+
+from vlm_edge.errors import BadInput
 
 
 @dataclass
@@ -24,7 +26,14 @@ VERBOSITY = Verbosity()
 
 def error(message: str, remedy: str) -> None:
     """The two lines of every error, whatever line breaks its texts hold."""
-    sys.stderr.write(f"error: {_one_line(message)}\nfix: {_one_line(remedy)}\n")
+    _say(f"error: {_one_line(message)}\nfix: {_one_line(remedy)}\n")
+
+
+def _say(text: str) -> None:
+    """To stderr; that nobody can read it (closed, a full disk) is no reason to fail."""
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(text)
 
 
 def _one_line(text: str) -> str:
@@ -34,7 +43,7 @@ def _one_line(text: str) -> str:
 def note(text: str) -> None:
     """A line on stderr, unless --quiet."""
     if not VERBOSITY.quiet:
-        sys.stderr.write(text + "\n")
+        _say(text + "\n")
 
 
 def detail(text: str) -> None:
@@ -54,6 +63,55 @@ def emit_json(value: Mapping[str, Any]) -> None:
     emit(json.dumps(value, ensure_ascii=False), end="\n")
 
 
+class ReaderGone(Exception):
+    """Whoever read standard output has closed it: no failure, but no reason to go on."""
+
+
+class _Checked:
+    """Standard output with errors that say which stream failed; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _named_failures():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _named_failures():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as cause:
+        raise ReaderGone from cause
+    except OSError as cause:
+        text = f"standard output cannot be written: {cause.strerror or cause}"
+        raise BadInput(text, remedy="make room, or send it somewhere else") from cause
+
+
+@contextmanager
+def checked_output() -> Iterator[None]:
+    """While it lasts, a write to stdout that fails raises ReaderGone or BadInput, whoever writes.
+
+    Not left to BrokenPipeError: Typer takes that for exit code 1, which here means that the answer is no.
+    """
+    stream = sys.stdout
+    if stream is None:
+        raise BadInput("standard output is closed", remedy="leave it open; > /dev/null drops what is written")
+    sys.stdout = cast("TextIO", _Checked(stream))
+    try:
+        yield
+    finally:
+        sys.stdout = stream
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; plain columns where stdout is no terminal."""
     if not sys.stdout.isatty():
@@ -69,18 +127,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     shown = Table(*columns, title=title, title_justify="left")
     for row in rows:
         shown.add_row(*row)
-    Console().print(shown)
+    # cells are data: `vlm-edge[cpu]` and `[/x]` are no markup, and `:x:` is no picture
+    Console(markup=False, emoji=False, highlight=False).print(shown)
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Any]:
     """A progress bar on stderr that yields a function to call once a step; silent where stderr is no terminal."""
-    if VERBOSITY.quiet or not sys.stderr.isatty():
+    if VERBOSITY.quiet or sys.stderr is None or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
-    with Progress(console=Console(stderr=True)) as bar:
+    plain = TextColumn("{task.description}", markup=False)  # the default column takes a title for markup
+    with Progress(plain, *Progress.get_default_columns()[1:], console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)

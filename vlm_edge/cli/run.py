@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson, Device, Keep, MaxNewTokens, MaxTiles, Reduce, Threads, Threshold, Tiling
+from vlm_edge.cli.options import (
+    AsJson,
+    Budget,
+    Device,
+    Keep,
+    MaxNewTokens,
+    MaxPixels,
+    MaxTiles,
+    Reduce,
+    Seed,
+    Threads,
+    Threshold,
+    Tiling,
+    Verify,
+)
 from vlm_edge.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,20 +41,11 @@ Inputs = Annotated[
 Bundle = Annotated[
     Path | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)
 ]
-Budget = Annotated[
-    str | None,
-    typer.Option(help="Memory that may be used, such as 8GiB; default: what is free now.", show_default=False),
-]
 Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more random.")]
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Stop before this text; may be given several times.", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(help="Of sampling and of random reduction.")]
-MaxPixels = Annotated[
-    int | None, typer.Option(help="Largest image, in pixels; default 400 million.", show_default=False)
-]
-Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")]
 Explain = Annotated[
     Path | None,
     typer.Option(help="Draw tiles, merged tokens and boxes to this .png or .html.", show_default=False),
@@ -74,6 +80,8 @@ def run(
     if len(inputs) < 2:
         raise BadInput("an image and a question are needed", remedy=EXAMPLE.removeprefix("Example: "))
     *images, question = inputs
+    if "-" in images and sys.stdin is None:
+        raise BadInput("standard input is closed, and - reads the image from it", remedy="send it there: < page.png")
     from vlm_edge.pipeline.options import AskOptions
 
     options = AskOptions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
 from vlm_edge.core.load import load_file, read_text, to_plain
+from vlm_edge.core.manifest_checks import check_manifest
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import DamagedBundle
 
@@ -124,7 +125,7 @@ class Bundle:
 
 
 def open_bundle(root: Path) -> Bundle:
-    """Read a bundle's manifest and check schema, self-hash, paths and sizes; file hashes are `verify_hashes`' work.
+    """Read a bundle's manifest and check schema, self-hash, ranges, paths and sizes; hashing files is `verify_hashes`' work.
 
     Raises DamagedBundle.
     """
@@ -135,6 +136,7 @@ def open_bundle(root: Path) -> Bundle:
         manifest = load_file(path, Manifest, error=DamagedBundle)
         if manifest.self_sha256 != manifest.digest():
             raise DamagedBundle(f"{path} was changed after it was written", remedy=_REBUILD)
+        check_manifest(manifest)
         for artifact in manifest.artifacts:
             _check_file(root, artifact)
     except OSError as cause:
@@ -231,7 +233,9 @@ def _remembered() -> set[str]:
 
 
 def _remember(stamp: str) -> None:
-    """Append a stamp; a machine whose cache folder cannot be written hashes every time."""
+    """Append a stamp that is not there yet; a machine whose cache folder cannot be written hashes every time."""
+    if stamp in _remembered():
+        return
     try:
         path = _cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,16 +247,16 @@ def _remember(stamp: str) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream that becomes `path` only when the block ends without an error."""
+    """A binary stream that becomes `path` only when the block ends without an error; the umask says who may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    # Not tempfile: it makes files for their owner alone, and what the umask would allow is known only to open().
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    handle = temporary.open("xb")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with handle as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

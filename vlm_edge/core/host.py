@@ -8,6 +8,7 @@ from pathlib import Path
 
 CPU_RESERVE_BYTES = 512 << 20
 """Left to the rest of the system when no budget is named."""
+MIN_THREAD_LIMIT, THREADS_PER_PROCESSOR = 64, 4
 _ROOT = Path("/")
 _CGROUPS = (
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
@@ -22,6 +23,11 @@ def threads() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return max(1, os.cpu_count() or 1)
+
+
+def most_threads() -> int:
+    """The most threads that one session may have: beyond a few for each processor they only cost memory and time."""
+    return max(MIN_THREAD_LIMIT, THREADS_PER_PROCESSOR * threads())
 
 
 def real_cores() -> int:

@@ -71,13 +71,14 @@ def parse(data: Any, kind: type[T], name: str, *, error: type[VlmEdgeError] = Ba
         return cast("T", _adapter(cast("Any", kind)).validate_json(json.dumps(data), strict=True))
     except ValidationError as cause:
         first = cause.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        # no field is to blame where the whole is of the wrong kind, a number in place of an object for instance
+        where = ": ".join([name, ".".join(map(str, first["loc"]))] if first["loc"] else [name])
         known = field_names(kind)
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1) if first["loc"] else []
         unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
         hint = f"did you mean {nearest[0]!r}?" if nearest else "remove the key"
-        remedy = hint if unknown else "correct the field"
-        raise error(f"{name}: {where}: {first['msg'].lower()}", remedy=remedy) from cause
+        remedy = hint if unknown else "correct the field" if first["loc"] else "correct it there"
+        raise error(f"{where}: {first['msg'].lower()}", remedy=remedy) from cause
     except (TypeError, ValueError, RecursionError) as cause:
         raise error(f"{name} is not valid: {cause}", remedy="write the file again") from cause
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from vlm_edge.pipeline.machine import Machine
 
 RUNTIME, RUNTIME_GPU, BUILDER = "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai"
+GPU_WHEELS = ("x86_64", "amd64", "aarch64", "arm64")
+FIRST_L4T_WITH_CUDA_13 = 38
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Need:
 # As pyproject.toml has them; a test compares the two.
 BASE = (
     Need("jinja2", "3.1.6"), Need("numpy", "1.26"), Need("pillow", "11"), Need("pydantic", "2.9"), Need("pyyaml", "6"),
-    Need("safetensors", "0.5"), Need("tokenizers", "0.21"), Need("typer", "0.15"),
+    Need("safetensors", "0.5"), Need("tokenizers", "0.21"), Need("typer", "0.27.2"),
 )  # fmt: skip
 CPU, GPU = (Need(RUNTIME, "1.22"),), (Need(RUNTIME_GPU, "1.22"),)
 BUILD_GPU = (Need("torch", "2.13"), Need("transformers", "5.23", "6"), Need("onnx", "1.19"), Need("onnxscript", "0.7"))
@@ -119,8 +121,13 @@ def has_both_runtimes(machine: Machine) -> bool:
 
 
 def variant(machine: Machine) -> str:
-    """The extra with the ONNX Runtime that suits a machine: onnxruntime-gpu has no wheels for ARM."""
-    return "gpu" if machine.gpus and machine.arch.lower() in ("x86_64", "amd64") else "cpu"
+    """The extra with the ONNX Runtime that suits a machine: `gpu` where there is a GPU and a wheel for it.
+
+    PyPI's aarch64 wheels of onnxruntime-gpu need CUDA 13 and glibc 2.34: JetPack 7 (L4T 38) has both, JetPack 6 neither.
+    """
+    l4t = re.search(r"\bR(\d+)", machine.jetson)
+    too_old = bool(machine.jetson) and (l4t is None or int(l4t[1]) < FIRST_L4T_WITH_CUDA_13)
+    return "gpu" if machine.gpus and machine.arch.lower() in GPU_WHEELS and not too_old else "cpu"
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vlm_edge.core.bundle import RunDefaults
+from vlm_edge.core.manifest_checks import REDUCTIONS, TILINGS
 from vlm_edge.errors import BadInput
 
 Box = tuple[int, int, int, int]
-TILINGS = ("auto", "grid", "none")
 GIVEN = "given"
 """A Look's tiling where the caller named the tiles."""
-REDUCTIONS = ("none", "threshold", "random", "downsample")
 READ_BY = {"keep": ("random", "downsample"), "threshold": ("threshold",), "seed": ("random",)}
 """Which reductions read a number; for the others a Look holds 1 or seed 0, so that what they ignore makes no other look."""
 
@@ -25,7 +26,8 @@ class AskOptions:
     max_tiles: full-resolution tiles beside the global view.  keep: share of tokens kept (random, downsample).  threshold:
     cosine above which neighbours merge.  temperature 0 is greedy.  seed: for sampling and random reduction.
     tiles: boxes (x0, y0, x1, y1) in source pixels to show beside the global view, in that order, in place of a tiling.
-    Raises BadInput for a value outside its range.
+    stop: texts before which the answer ends; a single one may be given as it is.
+    Raises BadInput for a value outside its range or of another type.
     """
 
     tiling: str | None = None
@@ -51,12 +53,11 @@ class AskOptions:
         _share("--keep", self.keep)
         _share("--threshold", self.threshold)
         _share("--top-p", self.top_p)
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not (_is_real(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0):
             raise BadInput(
                 f"--temperature {self.temperature} is not allowed", remedy="use 0 for greedy, or a number above 0"
             )
-        if "" in self.stop:
-            raise BadInput("--stop is empty", remedy="give the text at which to stop")
+        object.__setattr__(self, "stop", _texts(self.stop))
         if self.tiles is not None and (self.tiling is not None or self.max_tiles is not None):
             raise BadInput("the tiles are given, so --tiling and --max-tiles choose nothing", remedy="leave those out")
         for box in self.tiles or ():
@@ -102,14 +103,33 @@ class Look:
 
 def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
     if value is not None and value not in allowed:
-        nearest = difflib.get_close_matches(value, allowed, n=1)
+        nearest = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"use one of: {', '.join(allowed)}"
         raise BadInput(f"{option} has no value {value!r}", remedy=hint)
 
 
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _at_least(option: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
+    if value is None:
+        return
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise BadInput(f"{option} {value!r} is no whole number", remedy=f"use a whole number of {least} or more")
+    if value < least:
         raise BadInput(f"{option} {value} is not allowed", remedy=f"use {least} or more")
+
+
+def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings, of which one may stand for itself: a text is a sequence too, and its letters are never meant."""
+    texts = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    for text in texts:
+        if not isinstance(text, str):
+            raise BadInput(f"--stop {text!r} is no text", remedy="give the text at which to stop")
+        if not text:
+            raise BadInput("--stop is empty", remedy="give the text at which to stop")
+    return texts
 
 
 def _tile(box: Box) -> None:
@@ -119,5 +139,5 @@ def _tile(box: Box) -> None:
 
 
 def _share(option: str, value: float | None) -> None:
-    if value is not None and not 0 < value <= 1:
+    if value is not None and not (_is_real(value) and 0 < value <= 1):
         raise BadInput(f"{option} {value} is not allowed", remedy="use a number above 0 and at most 1")

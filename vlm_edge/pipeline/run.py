@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -77,8 +78,11 @@ class Pipeline:
         Example: `Pipeline.load().ask("page.png", "what is the total?").text`
         """
         opened = bundle if isinstance(bundle, Bundle) else find_bundle(bundle)
-        if threads is not None and threads < 1:
-            raise BadInput(f"--threads {threads} is not allowed", remedy="use 1 or more")
+        most = host.most_threads()
+        if threads is not None and not 1 <= threads <= most:
+            raise BadInput(
+                f"--threads {threads} is not allowed", remedy=f"use 1 to {most}; {host.real_cores()} is fastest"
+            )
         chosen = choose_device(opened, device)
         limit = parse_bytes(budget) if isinstance(budget, str) else budget
         check_fits(plan(opened, AskOptions(tiling="none"), images=(), budget_bytes=limit))
@@ -160,8 +164,10 @@ class Pipeline:
         with timed(timings, "preprocess"):
             header = source_header(image, max_pixels)
             size = header.width, header.height
-            key = fingerprint(image) + repr(look)
             planned = plan(self.bundle, options, images=(header,), budget_bytes=self.budget_bytes)
+            if isinstance(image, PilImage):
+                check_fits(planned)  # its fingerprint decodes it
+            key = fingerprint(image) + repr(look)
         known = self._cache.get(key)
         if known is None:
             check_fits(planned)
@@ -253,7 +259,8 @@ def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
         height, width = source.shape[:2] if source.ndim >= 2 else (0, 0)
         return sources.ImageHeader(int(width), int(height), "array", "RGB")
     if isinstance(source, PilImage):
-        return sources.ImageHeader(source.width, source.height, "memory", source.mode)
+        # no format: a PIL image is read in full, a JPEG as well
+        return replace(sources.probe(source, max_pixels=max_pixels), format="memory")
     return sources.probe(source, max_pixels=max_pixels)
 
 

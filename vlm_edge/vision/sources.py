@@ -83,10 +83,11 @@ class SourceImage:
         return int(self.pixels.shape[0])
 
 
-def probe(source: Encoded, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+def probe(source: Encoded | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
     """Size and kind from the header, nothing decoded: what a planner needs to refuse an image.
 
-    source: encoded, as in load_image.  Raises BadImage without a readable header, or if it says more than max_pixels.
+    source: encoded, as in load_image, or a PIL image.  Raises BadImage without a readable header, or if it says more than
+    max_pixels.
     """
     with _opened(source, max_pixels) as (image, _):
         width, height = image.size[::-1] if _orientation(image) >= 5 else image.size

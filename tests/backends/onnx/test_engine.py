@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,31 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, decoder: Decoder) ->
     path.write_bytes(b"not a graph")
     with pytest.raises(DamagedBundle, match="cannot be loaded"):
         OnnxEngine(path, decoder.text, target="cpu", threads=1, context=8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"kv_heads": 4}, "past_key_values"),
+        ({"hidden": 256}, "inputs_embeds"),
+        ({"vocab": 321}, "logits"),
+        ({"layers": 3}, "past_key_values.2"),
+        ({"layers": 1}, "past_key_values.1"),
+    ],
+)
+def test_a_decoder_of_other_sizes_is_refused_before_anything_is_fed(
+    decoder: Decoder, sizes: dict[str, int], named: str
+) -> None:
+    with pytest.raises(DamagedBundle, match=named) as caught:
+        OnnxEngine(decoder.graph, replace(decoder.text, **sizes), target="cpu", threads=1, context=8)
+    assert "\n" not in caught.value.message
+
+
+def test_sizes_that_only_running_shows_are_an_error_of_the_bundle(
+    decoder: Decoder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = OnnxEngine(decoder.graph, replace(decoder.text, head_dim=64), target="cpu", threads=1, context=8)
+    with pytest.raises(DamagedBundle, match="does not fit") as caught:
+        engine.forward(prompt(4))
+    assert "\n" not in caught.value.message
+    assert capfd.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from vlm_edge.backends.onnx import session
-from vlm_edge.errors import BadInput, DamagedBundle, MissingDependency
+from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -118,6 +119,45 @@ def test_a_graph_that_is_cut_or_missing_is_a_damaged_bundle(doubling: Path) -> N
     doubling.unlink()
     with pytest.raises(DamagedBundle):
         session.open_session(doubling, target="cpu", threads=1)
+
+
+def test_what_a_graph_cannot_take_is_an_error_of_the_bundle(doubling: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    opened = session.open_session(doubling, target="cpu", threads=1)
+    for wrong in (np.zeros((2, 2), np.float32), np.zeros(2, np.int64)):
+        with pytest.raises(DamagedBundle, match=r"model\.onnx does not fit") as caught:
+            opened.run(None, {"x": wrong})
+        assert "\n" not in caught.value.message
+    assert capfd.readouterr().err == ""
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_bundle(doubling: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 68719476736")
+
+    with pytest.raises(DoesNotFit, match="memory ran out"):
+        session.Graph(SimpleNamespace(run=fail), doubling).run(None, {})
+
+
+@pytest.mark.parametrize(
+    ("expected", "why"),
+    [
+        ({"z": (None,)}, "has no z"),
+        ({"x": (None, None)}, r"has x \[n\]; the manifest's model needs \[any, any\]"),
+        ({"x": (None,), "y": ()}, "has y"),
+    ],
+)
+def test_shapes_that_differ_are_named(doubling: Path, expected: dict[str, tuple[int | None, ...]], why: str) -> None:
+    opened = session.open_session(doubling, target="cpu", threads=1)
+    opened.check_shapes({"x": (None,), "y": (5,)})  # the graph leaves n open
+    with pytest.raises(DamagedBundle, match=why):
+        opened.check_shapes(expected)
+
+
+def test_a_folder_whose_name_is_no_text(doubling: Path) -> None:
+    odd = doubling.parent / os.fsdecode(b"b\xff")
+    odd.mkdir()
+    opened = session.open_session(doubling.rename(odd / "model.onnx"), target="cpu", threads=1)
+    assert opened.run(None, {"x": np.ones(1, np.float32)})[0].tolist() == [2]
 
 
 def test_messages_keep_one_line() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.core.resources import resource_dir
-from vlm_edge.errors import BadInput
+from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.models.llava.prompt import LlavaPrompt
 from vlm_edge.pipeline.run import NANO
 from vlm_edge.vision.preprocess import global_view
@@ -88,6 +88,18 @@ def test_control_tokens_cannot_be_smuggled_in(prompt, token):
 def test_empty_questions(prompt, question):
     with pytest.raises(BadInput, match="empty"):
         prompt.tokens(question, images=1)
+
+
+def test_views_of_another_width_than_the_decoder_takes(prompt):
+    tokens = prompt.tokens("what is the total?", images=1)
+    with pytest.raises(DamagedBundle, match="vectors of 128"):
+        prompt.splice(tokens, [[np.zeros((5, 128), np.float32)]])
+
+
+def test_the_longest_question_is_64_characters_for_each_token_of_context(prompt):
+    assert len(prompt.tokens("x" * (64 * 768), images=1)) > 768
+    with pytest.raises(BadInput, match="context of 768"):
+        prompt.tokens("x" * (64 * 768 + 1), images=1)
 
 
 def test_the_bundle_ships_what_the_checkpoint_says():

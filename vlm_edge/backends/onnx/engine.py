@@ -19,7 +19,8 @@ class OnnxEngine:
     """One sequence through a decoder built by onnxruntime-genai's builder (inputs_embeds in, last logits out).
 
     Past and present share one buffer per layer, [1, kv_heads, context, head_dim], so no step copies the cache. A prompt is
-    prefilled in chunks of PREFILL_CHUNK positions, which bounds the activations.
+    prefilled in chunks of PREFILL_CHUNK positions, which bounds the activations.  Raises DamagedBundle for a graph that is
+    not the decoder that `text` describes.
     """
 
     def __init__(self, graph: Path, text: TextSpec, *, target: str, threads: int, context: int) -> None:
@@ -29,17 +30,31 @@ class OnnxEngine:
         self._length = 0
         self._device = "cuda" if target == "cuda" else "cpu"
         self._binding = self._session.io_binding()
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        past = [name for name in inputs if name.startswith("past_key_values.")]
-        if "inputs_embeds" not in inputs or not past:
+        inputs = {value.name: value.type for value in self._session.get_inputs()}
+        if "inputs_embeds" not in inputs:
             raise DamagedBundle(f"{graph} is not a decoder that takes inputs_embeds", remedy="export the decoder again")
-        self._float = _NUMPY_TYPES[inputs["inputs_embeds"].type]
+        past = [f"past_key_values.{layer}.{part}" for layer in range(text.layers) for part in ("key", "value")]
+        shape = (1, text.kv_heads, context, text.head_dim)
+        self._session.check_shapes(
+            {
+                "inputs_embeds": (None, None, text.hidden),
+                "attention_mask": (None, None),
+                "logits": (None, None, text.vocab),
+            }
+            | dict.fromkeys((*past, *map(_present, past)), (None, text.kv_heads, None, text.head_dim))
+        )
+        others = {*inputs} - {"inputs_embeds", "attention_mask", *past}
+        types = {inputs[name] for name in ("inputs_embeds", *past)} - {*_NUMPY_TYPES}
+        if others or types:
+            what = f"takes {min(others)} too" if others else f"takes {min(types)}"
+            raise DamagedBundle(f"{graph} {what}, which no decoder here is given", remedy="export the decoder again")
+        self._float = _NUMPY_TYPES[inputs["inputs_embeds"]]
         self._ones = np.ones((1, context), np.int64)
         self._cache = []
         for name in past:
-            empty = np.zeros((1, text.kv_heads, context, text.head_dim), _NUMPY_TYPES[inputs[name].type])
+            empty = np.zeros(shape, _NUMPY_TYPES[inputs[name]])
             buffer = runtime.OrtValue.ortvalue_from_numpy(empty, self._device, 0)
-            self._cache.append((name, name.replace("past_key_values.", "present."), buffer))
+            self._cache.append((name, _present(name), buffer))
 
     @property
     def length(self) -> int:
@@ -79,3 +94,8 @@ class OnnxEngine:
         binding.clear_binding_inputs()
         binding.clear_binding_outputs()
         return logits
+
+
+def _present(past: str) -> str:
+    """The output that follows an input of the cache."""
+    return past.replace("past_key_values.", "present.")

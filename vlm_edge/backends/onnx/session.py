@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.errors import BadInput, DamagedBundle, MissingDependency
+from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
 
 VARIANTS = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-LOG_ERRORS_ONLY = 3
+LOG_FATAL_ONLY = 4
+"""Errors are raised; ONNX Runtime would also print them, amid a program's own output."""
 
 
 def installed_variants() -> dict[str, str]:
@@ -48,18 +52,64 @@ def available_targets() -> tuple[str, ...]:
     return tuple(target for target, provider in PROVIDERS.items() if provider in providers)
 
 
+class Graph:
+    """An InferenceSession whose failures are errors of the bundle: what it is fed comes from the bundle's other files."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, outputs: list[str] | None, inputs: Mapping[str, Any]) -> Any:
+        """As InferenceSession.run; raises DamagedBundle when it fails, DoesNotFit when memory ran out."""
+        with self._failures():
+            return self._session.run(outputs, inputs)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        """As InferenceSession.run_with_iobinding; raises as `run`."""
+        with self._failures():
+            self._session.run_with_iobinding(binding)
+
+    def check_shapes(self, expected: Mapping[str, tuple[int | None, ...]]) -> None:
+        """Raise DamagedBundle unless inputs and outputs of these names exist, with these sizes where both name one."""
+        found = {value.name: value.shape for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        for name, wanted in expected.items():
+            sizes = found.get(name, ())
+            same = len(sizes) == len(wanted) and all(
+                not isinstance(size, int) or want in (None, size) for size, want in zip(sizes, wanted, strict=True)
+            )
+            if not same:
+                what = f"has {name} {_shape(sizes)}" if name in found else f"has no {name}"
+                why = f"{self._path} {what}; the manifest's model needs {_shape(wanted)}"
+                raise DamagedBundle(why, remedy="export the model again")
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as cause:  # ONNX Runtime's exceptions share no public base class
+            if "allocate memory" in str(cause):
+                why = f"memory ran out while {self._path.name} ran"
+                raise DoesNotFit(why, remedy="lower --max-tiles, or free memory and set --budget") from cause
+            why = f"{self._path} does not fit the bundle: {first_line(cause)}"
+            raise DamagedBundle(why, remedy="export the model again") from cause
+
+
 def open_session(graph: Path, *, target: str, threads: int) -> Any:
-    """An InferenceSession on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle."""
+    """A Graph on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle."""
     runtime = import_runtime()
     if target not in available_targets():
         raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = LOG_ERRORS_ONLY
+    options.log_severity_level = LOG_FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if target == "cuda" else "1")
     try:
-        session = runtime.InferenceSession(str(graph), options, providers=[PROVIDERS[target]])
+        with _utf8(graph) as path:
+            session = runtime.InferenceSession(str(path), options, providers=[PROVIDERS[target]])
     except Exception as cause:  # ONNX Runtime's exceptions share no public base class
         why = f"{graph} cannot be loaded: {first_line(cause)}"
         raise DamagedBundle(why, remedy="export the model again") from cause
@@ -69,7 +119,23 @@ def open_session(graph: Path, *, target: str, threads: int) -> Any:
             f"ONNX Runtime could not start {PROVIDERS[target]}",
             remedy="install the CUDA and cuDNN that this onnxruntime-gpu was built for, or use --device cpu",
         )
-    return session
+    return Graph(session, graph)
+
+
+@contextmanager
+def _utf8(graph: Path) -> Iterator[Path]:
+    """The graph under a name that ONNX Runtime takes: where its folder's own is not UTF-8, through a link to the folder."""
+    if str(graph).encode("utf-8", "replace").decode() == str(graph):
+        yield graph
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "graph"
+        link.symlink_to(graph.parent.resolve(), target_is_directory=True)
+        yield link / graph.name
+
+
+def _shape(sizes: tuple[Any, ...] | list[Any]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in sizes)}]"
 
 
 def first_line(error: BaseException) -> str:
