@@ -10,13 +10,13 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def _tilings() -> list[str]:
-    from vlm_edge.pipeline.options import TILINGS  # when the shell asks, not when the program starts
+    from vlm_edge.core.manifest_checks import TILINGS  # when the shell asks, not when the program starts
 
     return list(TILINGS)
 
 
 def _reductions() -> list[str]:
-    from vlm_edge.pipeline.options import REDUCTIONS
+    from vlm_edge.core.manifest_checks import REDUCTIONS
 
     return list(REDUCTIONS)
 

@@ -118,7 +118,7 @@ def add_initializer(model: Any, name: str, array: Any) -> Any:
     if name in model.graph.initializers:
         return model.graph.initializers[name]
     tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape([*tensor.shape]), type=ir.TensorType(tensor.dtype))
     model.graph.register_initializer(value)
     return value
 

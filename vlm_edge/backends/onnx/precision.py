@@ -213,7 +213,7 @@ def weights_to_dynamic_int8(model: Any) -> int:
             for index, dtype in ((1, ir.DataType.FLOAT), (2, ir.DataType.UINT8)):
                 codes.outputs[index].shape, codes.outputs[index].dtype = ir.Shape([]), dtype
             node.graph.insert_before(node, codes)
-            quantized[given] = tuple(codes.outputs)
+            quantized[given] = codes.outputs[0], codes.outputs[1], codes.outputs[2]
         codes_, scale, zero = quantized[given]
         steps = np.maximum(np.abs(weight).max(0), 1e-12).astype(np.float32) / np.float32(127)
         rounded = np.clip(np.rint(weight / steps), -127, 127).astype(np.int8)
