@@ -1,15 +1,17 @@
 """Greedy tokens of the shipped checkpoint in transformers against those of a bundle in the runtime.
 
-    python -m recipes.nano.parity recipes/nano/checkpoint FP32_BUNDLE --pages DIR --questions 200
+    python -m recipes.nano.parity recipes/nano/checkpoint FP32_BUNDLE --data HELD_OUT/questions.jsonl --questions 200
 
 FP32_BUNDLE: python -m recipes.nano.checkpoint bundle recipes/nano/checkpoint FP32_BUNDLE --llm fp32
+HELD_OUT: python -m recipes.nano.evaluate make HELD_OUT
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_edge import AskOptions, Pipeline
+from vlm_edge.pipeline.rows import read_rows
 from vlm_edge.vision.preprocess import crop, global_view
 from vlm_edge.vision.sources import load_image
 from vlm_edge.vision.tiling import Tile
@@ -82,36 +85,42 @@ def neighbours(boxes: list[tuple[int, int, int, int]]) -> list[list[int]]:
     return groups
 
 
-def cases(checkpoint: Path, bundle: Path, pages: list[Path], limit: int, new_tokens: int = 32) -> Iterator[Case]:
-    """Ask what each page's JSON file asks, up to `limit` questions, without reduction of tokens."""
+def of_pages(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Image and question of every page that `samples` drew."""
+    for page in sorted(folder.glob("*.png")):
+        for entry in json.loads(page.with_suffix(".json").read_text())["questions"]:
+            yield page, entry["question"]
+
+
+def of_data(path: Path) -> Iterator[tuple[Path, str]]:
+    """Image and question of every row that `evaluate make` drew."""
+    return ((path.parent / row.image, row.question) for row in read_rows(path))
+
+
+def cases(checkpoint: Path, bundle: Path, asked: Iterable[tuple[Path, str]], new_tokens: int = 32) -> Iterator[Case]:
+    """Every question put to both."""
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     pipeline = Pipeline.load(bundle)
     options = AskOptions(reduce="none", max_new_tokens=new_tokens)
     join_rows = bool(pipeline.bundle.manifest.recipe.get("join_rows"))
-    asked = 0
-    for page in pages:
+    for page, question in asked:
+        answer = pipeline.ask(page, question, options)
+        boxes = [tile.box for tile in answer.tiles]
         pixels = load_image(page).pixels
-        for entry in json.loads(page.with_suffix(".json").read_text())["questions"]:
-            if asked == limit:
-                return
-            asked += 1
-            answer = pipeline.ask(page, entry["question"], options)
-            boxes = [tile.box for tile in answer.tiles]
-            expected = reference_answer(
-                model, tokenizer, pixels, boxes, entry["question"], new_tokens, join_rows=join_rows
-            )
-            yield Case(page.name, entry["question"], answer.text, expected)
+        expected = reference_answer(model, tokenizer, pixels, boxes, question, new_tokens, join_rows=join_rows)
+        yield Case(page.name, question, answer.text, expected)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--pages", type=Path, default=Path("calibration/pages"))
+    parser.add_argument("bundle", type=Path, help="of the same weights, with a decoder that was not rounded")
+    parser.add_argument("--data", type=Path, help="questions.jsonl of `evaluate make`; default: calibration/pages")
     parser.add_argument("--questions", type=int, default=200)
     a = parser.parse_args()
-    results = list(cases(a.checkpoint, a.bundle, sorted(a.pages.glob("*.png")), a.questions))
+    asked = of_data(a.data) if a.data else of_pages(Path("calibration/pages"))
+    results = list(cases(a.checkpoint, a.bundle, itertools.islice(asked, a.questions)))
     for case in results:
         if not case.equal:
             print(f"differs: {case}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ def fp32_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_greedy_answers_are_equal(fp32_bundle: Path) -> None:
-    from recipes.nano.parity import cases
+    from recipes.nano.parity import cases, of_pages
 
-    pages = sorted((resource_dir("calibration") / "pages").glob("*.png"))
-    results = list(cases(CHECKPOINT, fp32_bundle, pages, limit=40))
+    asked = itertools.islice(of_pages(resource_dir("calibration") / "pages"), 40)
+    results = list(cases(CHECKPOINT, fp32_bundle, asked))
     assert len(results) >= 30
     assert [case for case in results if not case.equal] == []
