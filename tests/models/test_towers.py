@@ -134,15 +134,3 @@ def test_layer_types_win_over_a_rule() -> None:
 def test_layer_types_that_do_not_fit_the_layers(listed: object) -> None:
     with pytest.raises(BadInput, match="layer_types must be a list of 5 words"):
         text_spec(Fields(TEXT | {"layer_types": listed}), "gemma2", tied=True)
-
-
-@pytest.mark.parametrize("data", [None, [], "config", 3])
-def test_a_file_that_holds_no_object(data: object) -> None:
-    with pytest.raises(BadInput, match="must be a JSON object"):
-        Fields(data)  # type: ignore[arg-type]
-
-
-def test_long_values_are_cut_in_messages() -> None:
-    with pytest.raises(BadInput) as caught:
-        Fields({"hidden_size": "9" * 10_000}).integer("hidden_size")
-    assert len(caught.value.message) < 200

@@ -40,7 +40,7 @@ def _every_second_layer(config: Fields, layers: int) -> Window:
 
 def _listed(config: Fields, layers: int, otherwise: tuple[int, ...]) -> Window:
     window = config.optional("sliding_window")
-    kinds = config.value("layer_types") if config.has("layer_types") else None
+    kinds = config.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list | tuple) or len(kinds) != layers:
             raise config.error("layer_types", f"must be a list of {layers} words")
@@ -153,7 +153,7 @@ def text_spec(config: Fields, kind: str, *, tied: bool, bidirectional_prefix: bo
     hidden, inner, layers = (
         config.integer("hidden_size"),
         config.integer("intermediate_size"),
-        config.count("num_hidden_layers"),
+        config.layers("num_hidden_layers"),
     )
     heads = config.integer("num_attention_heads")
     kv_heads = config.optional("num_key_value_heads") or heads

@@ -24,7 +24,7 @@ def llava_like_spec(root: Fields, *, family: str, tied: bool, stored_rows: int =
     """
     seen, read = root.part("vision_config"), root.part("text_config")
     kind = seen.choice("model_type", _TOWERS, "clip_vision_model")
-    total = seen.with_defaults(TOWERS[kind].defaults).count("num_hidden_layers")
+    total = seen.with_defaults(TOWERS[kind].defaults).layers("num_hidden_layers")
     layers = feature_layers(root, total)
     vision = vision_spec(seen, kind, feature_layers=layers)
     text = text_spec(read, read.choice("model_type", PLAIN_DECODERS, "llama"), tied=tied)

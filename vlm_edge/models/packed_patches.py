@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from vlm_edge.core.geometry import ImageLayout, PatchGeometry
 from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.models.fields import Fields
 from vlm_edge.models.preprocessor import (
     BICUBIC,
     CLIP_MEAN,
     CLIP_STD,
-    Fields,
     ViewSettings,
     normalisation,
     preprocessor_fields,
     resample_field,
+    size_edges,
 )
 from vlm_edge.vision.resize import Floats, Rgb, require_rgb, resized
 
@@ -50,7 +51,7 @@ def packed_settings(
     Raises BadInput with the field's name, also where the two files disagree on how patches are cut.
     """
     fields = preprocessor_fields(preprocessor, types=types)
-    vision = Fields(config, "config.json").inner("vision_config")
+    vision = Fields(config).part("vision_config", optional=True)
     patch_px, merge = (
         _agreed(vision, fields, "patch_size", 14),
         _agreed(vision, fields, "merge_size", 2, "spatial_merge_size"),
@@ -58,11 +59,11 @@ def packed_settings(
     least, most = _pixel_limits(fields)
     step = patch_px * merge
     if most < step * step:
-        raise fields.fail("max_pixels", f"of {most} is less than one token of {step} x {step} px")
+        raise fields.error("max_pixels", f"of {most} is less than one token of {step} x {step} px")
     if window_px is not None:
         window_px = vision.count("window_size", window_px)
         if window_px % step:
-            raise vision.fail("window_size", f"of {window_px} px is no multiple of a token of {step} px")
+            raise vision.error("window_size", f"of {window_px} px is no multiple of a token of {step} px")
     side = max(1, TILE_PX // step)
     return PackedSettings(
         geometry=PatchGeometry(
@@ -78,7 +79,7 @@ def packed_settings(
 def _agreed(vision: Fields, fields: Fields, key: str, default: int, of_tower: str | None = None) -> int:
     tower = vision.count(of_tower or key, default)
     if fields.count(key, default) != tower:
-        raise fields.fail(key, f"of {fields.count(key, default)} differs from config.json's, {tower}")
+        raise fields.error(key, f"of {fields.count(key, default)} differs from config.json's, {tower}")
     return tower
 
 
@@ -86,10 +87,10 @@ def _pixel_limits(fields: Fields) -> tuple[int, int]:
     """(min, max) pixels: named as such in older files, as the square of an edge in newer ones."""
     names = ("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")
     defaults = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    size = fields.sizes("size", defaults, number_means=())
-    least, most = (fields.count(old, size.get(new, size.get(old)), most=_MOST_PIXELS) for old, new in names)
+    size = size_edges(fields, "size", defaults, number_means=())
+    least, most = (fields.count(old, size.get(new, size.get(old)), maximum=_MOST_PIXELS) for old, new in names)
     if most < least:
-        raise fields.fail("max_pixels", f"of {most} is less than min_pixels, {least}")
+        raise fields.error("max_pixels", f"of {most} is less than min_pixels, {least}")
     return least, most
 
 

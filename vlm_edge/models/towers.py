@@ -55,7 +55,7 @@ def _mllama_more(config: Fields, width: int, patches: int) -> int:
     if not isinstance(ratios, list | tuple):
         raise config.error("supported_aspect_ratios", "must be a list of pairs")
     per_tile = (len(ratios) + 1) * config.integer("max_num_tiles") * width
-    return per_tile * (patches + 1) + 1 + 2 * (per_tile + 1) + 2 * config.count("num_global_layers")
+    return per_tile * (patches + 1) + 1 + 2 * (per_tile + 1) + 2 * config.layers("num_global_layers")
 
 
 _NAMES = {
@@ -173,14 +173,12 @@ def vision_spec(
         raise config.error(names["heads"], f"{heads} does not divide {names['width']} {width}")
     patch_px = config.side("patch_size")
     image_px = NOMINAL_PX if tower.any_size else config.side("image_size")
-    if image_px < patch_px:
-        raise config.error("patch_size", f"{patch_px} is larger than the image of {image_px} px")
+    patches = patch_grid(config, image_px, patch_px=patch_px) ** 2
     registers = config.integer("num_register_tokens", minimum=0) if tower.registers else 0
     frames = config.integer("temporal_patch_size") if tower.any_size else 1
-    patches = (image_px // patch_px) ** 2
-    total = config.count(names["layers"])
+    total = config.layers(names["layers"])
     layers = max(used_layers(total, layer) for layer in feature_layers)
-    layers += config.count("num_global_layers") if tower.global_layers else 0
+    layers += config.layers("num_global_layers") if tower.global_layers else 0
     norm = (rms_norm if _is_rms(tower, config) else layer_norm)(width)
     table = patches + tower.class_token if config.rule(tower.positions) else 0
     stem = linear(config.integer(names["channels"]) * frames * patch_px**2, width, bias=tower.patch_bias)
@@ -227,6 +225,20 @@ def _windows(config: Fields, layers: int) -> tuple[int, tuple[int, ...]]:
     window_px = config.integer("window_size", minimum=cell_px)
     named = config.integers("fullatt_block_indexes", minimum=0, maximum=2**31 - 1)
     return window_px // cell_px * cell_px, tuple(index for index in range(layers) if index in named)
+
+
+def patch_grid(vision: Fields, view_px: int, *, patch_px: int) -> int:
+    """Patches along a view's side; what is left of a patch at the edge is not seen.  Raises BadInput if none fits."""
+    if patch_px > view_px:
+        raise vision.error("patch_size", f"of {patch_px} px is larger than a view of {view_px} px")
+    return view_px // patch_px
+
+
+def shuffled_grid(config: Fields, side: int, factor: int, *, name: str) -> tuple[int, int]:
+    """The token grid after factor x factor patches became one; raises BadInput where that does not divide."""
+    if side % factor:
+        raise config.error(name, f"makes one token of {factor} x {factor} patches, but a view has {side} x {side}")
+    return side // factor, side // factor
 
 
 def used_layers(layers: int, feature_layer: int) -> int:

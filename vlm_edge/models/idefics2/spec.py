@@ -12,7 +12,7 @@ from vlm_edge.models.fields import Fields
 from vlm_edge.models.towers import linear, vision_spec
 
 MODEL_TYPES = ("idefics2",)
-_PERCEIVER = {
+PERCEIVER = {
     "resampler_n_latents": 64,
     "resampler_depth": 3,
     "resampler_n_heads": 16,
@@ -33,7 +33,7 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
     tied = root.flag("tie_word_embeddings")
     vision = vision_spec(root.part("vision_config"), "idefics2_vision", final_norm=True)
     text = text_spec(read, read.choice("model_type", PLAIN_DECODERS, "mistral"), tied=tied)
-    resampler = root.part("perceiver_config", optional=True).with_defaults(_PERCEIVER)
+    resampler = root.part("perceiver_config", optional=True).with_defaults(PERCEIVER)
     latents = resampler.integer("resampler_n_latents")
     inner = text.intermediate
     mlp = 2 * linear(vision.width, inner, bias=False) + linear(inner, text.hidden, bias=False)
@@ -59,4 +59,4 @@ def _resampler(config: Fields, latents: int, width: int) -> int:
         raise config.error("num_key_value_heads", f"{kv_heads} does not divide resampler_n_heads {heads}")
     attention = 2 * width * (heads + kv_heads) * config.integer("resampler_head_dim")
     layer = attention + 3 * width * 4 * width + 3 * width
-    return latents * width + config.count("resampler_depth") * layer + width
+    return latents * width + config.layers("resampler_depth") * layer + width

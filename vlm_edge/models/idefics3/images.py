@@ -10,18 +10,18 @@ import numpy as np
 
 from vlm_edge.core.geometry import ImageLayout, SplitGeometry
 from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.models.fields import Fields
 from vlm_edge.models.preprocessor import (
     HALF,
     LANCZOS,
-    Fields,
     ViewSettings,
     normalisation,
-    patch_grid,
     preprocessor_fields,
     resample_field,
     same_view,
-    shuffled_grid,
+    size_edges,
 )
+from vlm_edge.models.towers import patch_grid, shuffled_grid
 from vlm_edge.vision.resize import Rgb, cut, require_rgb, resized, source_box, tile_boxes
 
 ImageSettings = ViewSettings[SplitGeometry]
@@ -33,8 +33,8 @@ WHOLE = "<global-img>"
 def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> ImageSettings:
     """From config.json and preprocessor_config.json; raises BadInput with the field's name."""
     fields = preprocessor_fields(preprocessor, types=_TYPES, steps=("do_image_splitting", "do_pad"))
-    whole = Fields(config, "config.json")
-    vision = whole.inner("vision_config")
+    whole = Fields(config)
+    vision = whole.part("vision_config", optional=True)
     view_px = _longest(fields, "max_image_size", 364)
     same_view(fields, "max_image_size", view_px, vision, 224)
     side = patch_grid(vision, view_px, patch_px=vision.count("patch_size"))
@@ -51,9 +51,9 @@ def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
 
 
 def _longest(fields: Fields, key: str, default: int) -> int:
-    sizes = fields.sizes(key, {"longest_edge": default}, number_means=("longest_edge",))
+    sizes = size_edges(fields, key, {"longest_edge": default}, number_means=("longest_edge",))
     if "longest_edge" not in sizes:
-        raise fields.fail(key, f"has no longest_edge: {sizes!r}")
+        raise fields.error(key, f"has no longest_edge: {sizes!r}")
     return fields.with_value(key, sizes["longest_edge"]).count(key)
 
 

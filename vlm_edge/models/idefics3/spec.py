@@ -9,7 +9,7 @@ from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.core.specs import ModelSpec, ProjectorSpec
 from vlm_edge.models.decoders import PLAIN_DECODERS, text_spec
 from vlm_edge.models.fields import Fields
-from vlm_edge.models.towers import linear, vision_spec
+from vlm_edge.models.towers import linear, shuffled_grid, vision_spec
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 
@@ -25,9 +25,8 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
     tied = root.flag("tie_word_embeddings")
     vision = vision_spec(root.part("vision_config"), "idefics3_vision", final_norm=True)
     text = text_spec(read, read.choice("model_type", PLAIN_DECODERS, "llama"), tied=tied)
-    merge, side = root.integer("scale_factor"), vision.image_px // vision.patch_px
-    if side % merge:
-        raise root.error("scale_factor", f"{merge} does not divide a view of {side} x {side} patches")
+    merge = root.integer("scale_factor")
+    grid = shuffled_grid(root, vision.image_px // vision.patch_px, merge, name="scale_factor")
     inputs = vision.width * merge**2
     return ModelSpec(
         family="idefics3",
@@ -41,5 +40,5 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
             parameters=linear(inputs, text.hidden, bias=False),
         ),
         text=text,
-        geometry=TokenGeometry(view_px=vision.image_px, grid=(side // merge, side // merge)),
+        geometry=TokenGeometry(view_px=vision.image_px, grid=grid),
     )

@@ -7,20 +7,20 @@ from typing import Any
 
 from vlm_edge.core.geometry import TileGeometry
 from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.models.fields import Fields
+from vlm_edge.models.internvl.spec import merge_side
 from vlm_edge.models.preprocessor import (
     BICUBIC,
     CLIP_MEAN,
     CLIP_STD,
-    Fields,
     ViewSettings,
     normalisation,
-    patch_grid,
     preprocessor_fields,
     resample_field,
     same_view,
-    shuffled_grid,
     square_size,
 )
+from vlm_edge.models.towers import patch_grid, shuffled_grid
 from vlm_edge.vision.resize import Rgb, cut, require_rgb, resized, source_box, tile_boxes
 
 ImageSettings = ViewSettings[TileGeometry]
@@ -33,32 +33,23 @@ def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
     The file's crop_to_patches is not read: transformers' processor of this family always cuts tiles.
     """
     fields = preprocessor_fields(preprocessor, types=("GotOcr2ImageProcessor",))
-    whole = Fields(config, "config.json")
-    vision = whole.inner("vision_config")
+    whole = Fields(config)
+    vision = whole.part("vision_config", optional=True)
     view_px = square_size(fields, "size", 384)
     same_view(fields, "size", view_px, vision, 448)
-    side = patch_grid(vision, view_px, patch_px=vision.square("patch_size", 14))
-    grid = shuffled_grid(whole, side, _shuffle(whole), name="downsample_ratio")
+    side = patch_grid(vision, view_px, patch_px=vision.side("patch_size", 14))
+    grid = shuffled_grid(whole, side, merge_side(whole), name="downsample_ratio")
     if whole.count("image_seq_length", grid[0] * grid[1]) != grid[0] * grid[1]:
-        raise whole.fail("image_seq_length", f"differs from the {grid[0] * grid[1]} tokens of a view")
-    least = fields.count("min_patches", 1, most=MAX_TILES)
-    most = fields.count("max_patches", 12, most=MAX_TILES)
+        raise whole.error("image_seq_length", f"differs from the {grid[0] * grid[1]} tokens of a view")
+    least = fields.count("min_patches", 1, maximum=MAX_TILES)
+    most = fields.count("max_patches", 12, maximum=MAX_TILES)
     if most < least:
-        raise fields.fail("max_patches", f"of {most} is less than min_patches, {least}")
+        raise fields.error("max_patches", f"of {most} is less than min_patches, {least}")
     return ViewSettings(
         geometry=TileGeometry(view_px=view_px, grid=grid, min_tiles=least, max_tiles=most),
         resample=resample_field(fields, BICUBIC),
         pixels=normalisation(fields, CLIP_MEAN, CLIP_STD),
     )
-
-
-def _shuffle(config: Fields) -> int:
-    """Patches along the side of a block that becomes one token: 2 for a downsample_ratio of 0.5."""
-    ratio = config.number("downsample_ratio", 0.5)
-    factor = round(1 / ratio) if ratio > 1e-3 else 0
-    if factor < 1 or factor * ratio != 1:
-        raise config.fail("downsample_ratio", f"is not one over a whole number: {ratio!r}")
-    return factor
 
 
 def prepare(image: Rgb, settings: ImageSettings) -> ImageInputs:

@@ -9,7 +9,7 @@ from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.core.specs import ModelSpec, ProjectorSpec
 from vlm_edge.models.decoders import PLAIN_DECODERS, text_spec
 from vlm_edge.models.fields import Fields
-from vlm_edge.models.towers import TOWERS, feature_layers, layer_norm, linear, vision_spec
+from vlm_edge.models.towers import TOWERS, feature_layers, layer_norm, linear, shuffled_grid, vision_spec
 
 MODEL_TYPES = ("internvl",)
 _DEFAULTS = {
@@ -29,7 +29,7 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
     """
     root = Fields(config, _DEFAULTS)
     seen, read = root.part("vision_config").with_defaults(TOWERS[_TOWER].defaults), root.part("text_config")
-    layers = feature_layers(root, seen.count("num_hidden_layers"))
+    layers = feature_layers(root, seen.layers("num_hidden_layers"))
     if len(layers) != 1:
         raise root.error("vision_feature_layer", "must be one layer: InternVL reads no list")
     # The class token must go, or the tokens make no square to shuffle.
@@ -39,10 +39,8 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
     )
     tied = root.flag("tie_word_embeddings")
     text = text_spec(read, read.choice("model_type", PLAIN_DECODERS, "qwen2"), tied=tied)
-    merge = _merge(root)
-    side = vision.image_px // vision.patch_px
-    if side % merge:
-        raise root.error("downsample_ratio", f"does not divide a view of {side} x {side} patches")
+    merge = merge_side(root)
+    grid = shuffled_grid(root, vision.image_px // vision.patch_px, merge, name="downsample_ratio")
     inputs = vision.width * merge**2
     return ModelSpec(
         family="internvl",
@@ -56,13 +54,13 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
             parameters=layer_norm(inputs) + linear(inputs, text.hidden) + linear(text.hidden, text.hidden),
         ),
         text=text,
-        geometry=TokenGeometry(view_px=vision.image_px, grid=(side // merge, side // merge)),
+        geometry=TokenGeometry(view_px=vision.image_px, grid=grid),
     )
 
 
-def _merge(root: Fields) -> int:
+def merge_side(root: Fields) -> int:
     """Side of the square of patches that becomes one token: the inverse of `downsample_ratio`."""
-    ratio = root.value("downsample_ratio")
-    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1 or (1 / ratio) % 1:
+    ratio = root.with_defaults(_DEFAULTS).number("downsample_ratio")
+    if not 0 < ratio <= 1 or (1 / ratio) % 1:
         raise root.error("downsample_ratio", f"must be one over a whole number, not {ratio!r}")
     return int(1 / ratio)

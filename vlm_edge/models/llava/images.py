@@ -8,22 +8,24 @@ from typing import Any
 
 from vlm_edge.core.geometry import Box, Size, TokenGeometry
 from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.models.fields import Fields
 from vlm_edge.models.preprocessor import (
     BICUBIC,
     CLIP_MEAN,
     CLIP_STD,
     HALF,
-    Fields,
     Triple,
     ViewSettings,
     normalisation,
-    patch_grid,
     preprocessor_fields,
     processor_type,
     resample_field,
     same_view,
+    size_edges,
     square_size,
+    triple,
 )
+from vlm_edge.models.towers import patch_grid
 from vlm_edge.vision.resize import Colour, Rgb, require_rgb, resized_window, source_box, squared
 
 
@@ -63,7 +65,7 @@ def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
     types = tuple(_PROCESSORS)
     fields = preprocessor_fields(preprocessor, types=types, steps=_STEPS)
     defaults = _PROCESSORS[processor_type(fields, types)]
-    whole, vision = Fields(config, "config.json"), Fields(config, "config.json").inner("vision_config")
+    whole, vision = Fields(config), Fields(config).part("vision_config", optional=True)
     view_px, shortest_px = _view(fields, defaults)
     same_view(fields, "size", view_px, vision, 224)
     side = patch_grid(vision, view_px, patch_px=vision.count("patch_size"))
@@ -73,26 +75,26 @@ def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
         resample=resample_field(fields, BICUBIC),
         pixels=pixels,
         shortest_px=shortest_px,
-        background=_background(fields.triple("image_mean", defaults.mean)) if _pads(whole, fields, defaults) else None,
+        background=_background(triple(fields, "image_mean", defaults.mean)) if _pads(whole, fields, defaults) else None,
     )
 
 
 def _view(fields: Fields, defaults: _Defaults) -> tuple[int, int | None]:
     """(side of the view, shorter edge before cropping or None for a plain squeeze)."""
-    sizes = fields.sizes("size", defaults.size, number_means=("shortest_edge",))
+    sizes = size_edges(fields, "size", defaults.size, number_means=("shortest_edge",))
     cropped = fields.flag("do_center_crop", defaults.crop)
     if set(sizes) == {"shortest_edge"}:
         if not cropped:
-            raise fields.fail(
+            raise fields.error(
                 "do_center_crop", "is off, but size names a shortest edge only: views would not be square"
             )
         crop_px, shortest_px = square_size(fields, "crop_size", 224), sizes["shortest_edge"]
         if crop_px > shortest_px:
-            raise fields.fail("crop_size", f"of {crop_px} px is larger than the {shortest_px} px of size")
+            raise fields.error("crop_size", f"of {crop_px} px is larger than the {shortest_px} px of size")
         return crop_px, shortest_px
     view_px = square_size(fields, "size", 224)
     if cropped and square_size(fields, "crop_size", 224) != view_px:
-        raise fields.fail("crop_size", f"differs from size, which is {view_px} px")
+        raise fields.error("crop_size", f"differs from size, which is {view_px} px")
     return view_px, None
 
 
@@ -101,11 +103,11 @@ def _pads(config: Fields, fields: Fields, defaults: _Defaults) -> bool:
     if fields.get("do_pad") is not None:
         pads = fields.flag("do_pad", False)
         if pads and not defaults.pads:
-            raise fields.fail("do_pad", "asks for padding that this class of processor does after resizing")
+            raise fields.error("do_pad", "asks for padding that this class of processor does after resizing")
         return pads
     way = config.get("image_aspect_ratio")
     if not isinstance(way, str | None) or way not in _PADS:
-        raise config.fail("image_aspect_ratio", f"is none of pad and square: {way!r}")
+        raise config.error("image_aspect_ratio", f"is none of pad and square: {way!r}")
     return _PADS[way]
 
 

@@ -7,20 +7,21 @@ from typing import Any
 
 from vlm_edge.core.geometry import AnyResGeometry, Size
 from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.models.fields import Fields
 from vlm_edge.models.preprocessor import (
     BICUBIC,
     CLIP_MEAN,
     CLIP_STD,
-    Fields,
     ViewSettings,
     normalisation,
-    patch_grid,
     preprocessor_fields,
     resample_field,
     same_view,
+    size_edges,
     size_pairs,
     square_size,
 )
+from vlm_edge.models.towers import patch_grid
 from vlm_edge.vision.resize import Rgb, cut, padded, require_rgb, resized, source_box, tile_boxes
 
 ImageSettings = ViewSettings[AnyResGeometry]
@@ -33,12 +34,12 @@ def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) ->
     """From config.json and preprocessor_config.json; raises BadInput with the field's name."""
     # do_pad fills a batch up with empty views, which does not concern one image.
     fields = preprocessor_fields(preprocessor, types=("LlavaNextImageProcessor",), steps=("do_center_crop", "do_pad"))
-    whole = Fields(config, "config.json")
-    vision = whole.inner("vision_config")
-    sizes = fields.sizes("size", {"shortest_edge": 224}, number_means=("shortest_edge",))
+    whole = Fields(config)
+    vision = whole.part("vision_config", optional=True)
+    sizes = size_edges(fields, "size", {"shortest_edge": 224}, number_means=("shortest_edge",))
     view_px = square_size(fields.with_value("size", sizes), "size", 224)
     if fields.flag("do_center_crop", True) and square_size(fields, "crop_size", 224) != view_px:
-        raise fields.fail("crop_size", f"differs from size, which is {view_px} px: tiles would not fit the encoder")
+        raise fields.error("crop_size", f"differs from size, which is {view_px} px: tiles would not fit the encoder")
     same_view(fields, "size", view_px, vision, 224)
     side = patch_grid(vision, view_px, patch_px=vision.count("patch_size"))
     return ViewSettings(
@@ -53,11 +54,11 @@ def _pinpoints(config: Fields, fields: Fields, view_px: int) -> tuple[Size, ...]
     key = "image_grid_pinpoints"
     of_processor = size_pairs(fields, key, fields.get(key, config.get(key, _PINPOINTS)))
     if size_pairs(config, key, config.get(key, _PINPOINTS)) != of_processor:
-        raise config.fail(key, "differs from the list in preprocessor_config.json")
+        raise config.error(key, "differs from the list in preprocessor_config.json")
     uneven = [size for size in of_processor if size[0] % view_px or size[1] % view_px]
     if uneven:
         width, height = uneven[0]
-        raise fields.fail(key, f"has [{height}, {width}], which is no multiple of a view of {view_px} px")
+        raise fields.error(key, f"has [{height}, {width}], which is no multiple of a view of {view_px} px")
     return of_processor
 
 

@@ -26,7 +26,7 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
     seen = root.part("vision_config").with_defaults(TOWERS[_TOWER].defaults)
     vision = vision_spec(seen, _TOWER, final_norm=True)
     text = text_spec(root.part("text_config"), "mllama_text_model", tied=False)
-    local = seen.count("num_hidden_layers")
+    local = seen.layers("num_hidden_layers")
     read = seen.integers("intermediate_layers_indices", minimum=0, maximum=local)
     inputs = seen.integer("vision_output_dim")
     if inputs != vision.width * (1 + len(read)):
