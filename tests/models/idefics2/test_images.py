@@ -67,6 +67,8 @@ def looked_up(mask: torch.Tensor, image_px: int) -> np.ndarray:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 5), st.integers(0, 5), st.sampled_from([70, 14, 33]))
 def test_positions_of_any_grid(rows: int, cols: int, below: int, right: int, side: int):
+    # No view has more patches than the table has places; beyond that, ties are decided by how torch.arange rounds.
+    rows, cols = min(rows, side), min(cols, side)
     mask = np.zeros((1, rows + below, cols + right), bool)
     mask[0, :rows, :cols] = True
     np.testing.assert_array_equal(position_ids(mask, side), looked_up(torch.from_numpy(mask), side * 7))
