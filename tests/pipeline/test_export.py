@@ -134,6 +134,20 @@ def test_a_second_export_adds_a_target_and_replaces_its_own(copy: Path):
     assert [row.component for row in bundle.manifest.parity] == ["vision/cuda"] * 2 + ["vision/cpu"] * 2
 
 
+def test_weights_beside_the_graph_are_listed_and_go_with_it(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    model = tiny_vlms.randomized(tiny_vlms.FAMILIES["llava"].model())
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "EXTERNAL_BYTES", 1000)
+        export_model(copy / "tiny", copy / "out", FAST)
+    bundle = open_bundle(copy / "out")
+    verify_hashes(bundle, force=True)
+    assert bundle.path("vision.graph.data", target="cpu").stat().st_size > 100_000
+    assert page_error("llava", model, bundle) < 1e-5
+    export_model(copy / "tiny", copy / "out", FAST)
+    assert [path.name for path in sorted((copy / "out/vision/cpu").iterdir())] == ["model.onnx", "references.npz"]
+    assert page_error("llava", model, open_bundle(copy / "out")) < 1e-5
+
+
 def test_only_the_towers_and_the_projectors_bytes_are_read(
     llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
