@@ -28,6 +28,7 @@ def test_without_a_command_the_help_is_printed(arguments: tuple[str, ...], capsy
     [
         ("run", "Usage: vlm-edge run [OPTIONS] IMAGE... QUESTION"),
         ("eval", "Usage: vlm-edge eval [OPTIONS] [BUNDLE] DATA.jsonl"),
+        ("export", "Usage: vlm-edge export [OPTIONS] MODEL OUT"),
         ("info", "Usage: vlm-edge info [OPTIONS] [BUNDLE]"),
         ("doctor", "Usage: vlm-edge doctor [OPTIONS]"),
     ],

@@ -29,19 +29,12 @@ from vlm_edge.core.bundle import (
     reference,
     write_manifest,
 )  # fmt: skip
+from vlm_edge.core.bundle_writer import CONFIGURATION
 from vlm_edge.core.load import parse_text, to_plain
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.vision.preprocess import global_view
 
-CONFIGURATION = {
-    "config": "config.json",
-    "generation_config": "generation_config.json",
-    "tokenizer": "tokenizer.json",
-    "tokenizer_config": "tokenizer_config.json",
-    "chat_template": "chat_template.jinja",
-    "preprocessor_config": "preprocessor_config.json",
-}
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
 DECODER_LIMIT = {"fp32": 1e-3, "int4": 0.35}
 """Relative error of logits against torch in fp32. 4-bit rounding is meant to differ; its limit only catches a broken graph."""

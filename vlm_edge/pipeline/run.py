@@ -15,7 +15,7 @@ from PIL.Image import Image as PilImage
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
 from vlm_edge.core.contracts import Floats
-from vlm_edge.errors import BadInput, DoesNotFit
+from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit
 from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.memory.plan import Load, Plan, plan_run
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
@@ -265,9 +265,14 @@ def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
 
 
 def choose_device(bundle: Bundle, device: str) -> str:
-    """`auto` is CUDA where the bundle has it and ONNX Runtime can use it, else CPU; raises BadInput for what is not there."""
+    """`auto` is CUDA where bundle and ONNX Runtime have it, else CPU; raises BadInput, and DamagedBundle without a decoder."""
     if device not in ("auto", "cpu", "cuda"):
         raise BadInput(f"--device has no value {device!r}", remedy="use auto, cpu or cuda")
+    if not bundle.targets():
+        raise DamagedBundle(
+            f"bundle {bundle.manifest.name} has no decoder: its vision part alone was exported",
+            remedy="`export` makes no decoder yet; vlm_edge.pipeline.build.build_bundle makes whole bundles of LLaVA checkpoints",
+        )
     from vlm_edge.backends.onnx.session import available_targets
 
     usable = [target for target in available_targets() if target in bundle.targets()]
@@ -276,7 +281,7 @@ def choose_device(bundle: Bundle, device: str) -> str:
     if device not in bundle.targets():
         raise BadInput(
             f"bundle {bundle.manifest.name} has no decoder for {device}",
-            remedy=f"use --device {bundle.targets()[0]}" if bundle.targets() else "build the bundle again",
+            remedy=f"use --device {bundle.targets()[0]}",
         )
     if device not in usable:
         raise BadInput(f"ONNX Runtime here has no {device}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")

@@ -157,15 +157,15 @@ def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 
     graph = traced.take()
     ranges: tuple[LayerRange, ...] = ()
     smoothed: tuple[str, ...] = ()
-    graph_passes.fold_weight_transposes(graph)
-    if dtype == "fp16":
-        ranges = precision.guard(traced.absmax)
-        precision.to_fp16(graph, ranges)
-    elif dtype == "int8":
-        graph_passes.gemms_to_matmuls(graph)
-        smoothed = precision.smooth(graph, traced.observation.channel_absmax)
-    if target in FUSED_TARGETS and dtype != "int8":
-        with _quiet():
+    with _quiet():
+        graph_passes.fold_weight_transposes(graph)
+        if dtype == "fp16":
+            ranges = precision.guard(traced.absmax)
+            precision.to_fp16(graph, ranges)
+        elif dtype == "int8":
+            graph_passes.gemms_to_matmuls(graph)
+            smoothed = precision.smooth(graph, traced.observation.channel_absmax)
+        if target in FUSED_TARGETS and dtype != "int8":
             graph_passes.fuse(graph, target)
     with _workspace(out) as folder:
         base = folder / dtype
@@ -212,9 +212,9 @@ def _choose_int8(traced: Traced, base: Path, threads: int) -> tuple[tuple[Int8Ca
     candidates = []
     for scheme, quantize in precision.INT8_SCHEMES.items():
         graph = _load(base / GRAPH)
-        quantize(graph)
-        # After rounding: fused first, attention would swallow the weights of query, key and value in fp32.
+        # Rounding first: once fused, attention would swallow the weights of query, key and value in fp32.
         with _quiet():
+            quantize(graph)
             graph_passes.fuse(graph, "cpu")
         folder = base.with_name(scheme)
         _save(graph, folder)

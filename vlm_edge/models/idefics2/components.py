@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from transformers import Idefics2ForConditionalGeneration
 
+PARTS = ("model.vision_model", "model.connector")
+"""What `VisionAndProjector` needs of the model, as models.weights.load_parts takes it."""
+
 
 class VisionAndProjector(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """pixel_values [V, 3, H, W], pixel_attention_mask [V, H, W] (1 = image, 0 = padding) -> image_features [V, latents, Dl].

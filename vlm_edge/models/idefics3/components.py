@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+PARTS = ("model.vision_model", "model.connector")
+"""What `VisionAndProjector` needs of the model, as models.weights.load_parts takes it."""
+
 
 class VisionAndProjector(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """pixel_values [V, 3, S, S] -> image_features [V, P / r^2, Dl]; `model` is Idefics3 or SmolVLM for generation.

@@ -11,6 +11,9 @@ from transformers import InternVLForConditionalGeneration
 from vlm_edge.errors import BadInput
 from vlm_edge.models.vision_towers import HiddenStates
 
+PARTS = ("model.vision_tower", "model.multi_modal_projector")
+"""What `VisionAndProjector` needs of the model, as models.weights.load_parts takes it."""
+
 
 class VisionAndProjector(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """pixel_values [V, 3, S, S] -> image_features [V, P / r^2, Dl]: r x r neighbours are joined before the projector.

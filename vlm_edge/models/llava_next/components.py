@@ -7,6 +7,9 @@ from transformers import LlavaNextForConditionalGeneration
 
 from vlm_edge.models.vision_towers import FeaturesAndProjector
 
+PARTS = ("model.vision_tower", "model.multi_modal_projector")
+"""What `VisionAndProjector` needs of the model, as models.weights.load_parts takes it."""
+
 
 class VisionAndProjector(FeaturesAndProjector):
     """pixel_values [V, 3, S, S] -> image_features [V, P, Dl] of the global view and of each AnyRes tile alone.

@@ -10,6 +10,9 @@ from transformers import PaliGemmaForConditionalGeneration
 
 from vlm_edge.models.vision_towers import HiddenStates
 
+PARTS = ("model.vision_tower", "model.multi_modal_projector")
+"""What `VisionAndProjector` needs of the model, as models.weights.load_parts takes it."""
+
 
 class VisionAndProjector(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """pixel_values [V, 3, S, S] -> image_features [V, (S / patch)^2, Dl]; all layers, the last norm, no class token."""

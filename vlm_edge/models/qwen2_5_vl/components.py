@@ -10,6 +10,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vlm_edge.models.packed_vision import PackedBlock, PatchProjection, blocks, windows
 
+PARTS = ("model.visual",)
+"""What `VisionAndProjector` needs of the model, as models.weights.load_parts takes it."""
+
 
 class VisionAndProjector(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """Packed patches of one or more images -> image_features [T / m^2, Dl], m the merge size.

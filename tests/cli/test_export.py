@@ -1,0 +1,142 @@
+"""vlm-edge export: what it prints, its exit codes, and what is left when it is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import exportable
+from tests.cli.program import VLM_EDGE, in_checkout
+from vlm_edge.backends.onnx import export as onnx_export
+from vlm_edge.backends.onnx import parity
+from vlm_edge.cli.main import execute
+from vlm_edge.core.bundle import open_bundle
+from vlm_edge.pipeline.export import DTYPES, OPSET, STEPS, TARGETS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tracing takes seconds, and these tests are about what surrounds it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "trace", exportable.remembering(onnx_export.trace, {}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    exportable.save("llava", folder)
+    return folder
+
+
+@pytest.fixture
+def exported(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert execute(["--quiet", "export", str(tiny), str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    return tmp_path / "out"
+
+
+def test_a_table_on_stdout_and_steps_on_stderr(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert execute(["export", str(tiny), str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == list(STEPS)
+    assert "vision/cpu/model.onnx" in shown.out
+    assert "vision/cpu cosine: " in shown.out
+    assert execute(["info", str(tmp_path / "out")]) == 0
+    assert "vision.graph" in capsys.readouterr().out
+
+
+def test_json_is_one_object(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["export", str(tiny), str(tmp_path / "out"), "--dtype", "int8", "--opset", str(OPSET), "--json", "--quiet"]
+    assert execute(words) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert shown.err == ""
+    assert (report["target"], report["dtype"], report["opset"], report["name"]) == ("cpu", "int8", OPSET, "tiny")
+    assert report["components"] == ["vision", "projector"]
+    assert [artifact["path"] for artifact in report["artifacts"]] == [
+        "vision/cpu/model.onnx",
+        "vision/cpu/references.npz",
+    ]
+    assert all(row["ok"] for row in report["parity"])
+    assert report["scheme"]
+    assert report["why"]
+
+
+def test_a_graph_that_differs_ends_with_1_and_nothing_is_entered(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(parity.LIMITS, "fp32", parity.Limit(cosine=0.9, relative_error=1e-12))
+    assert execute(["--quiet", "export", str(tiny), str(tmp_path / "out")]) == 1
+    error, fix = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: the fp32 vision graph differs from torch")
+    assert fix.startswith("fix: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--component", "llm"], "--component llm cannot be exported"),
+        (["--component", "vision, projector,llm"], "--component llm cannot be exported"),
+        (["--dtype", "int4"], "no export to int4 for cpu"),
+        (["--target", "npu"], "no export to fp32 for npu"),
+    ],
+)
+def test_errors_are_two_lines(
+    words: list[str], message: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert execute(["export", str(tiny), str(tmp_path / "out"), *words]) == 2
+    error, fix = capsys.readouterr().err.splitlines()
+    assert message in error
+    assert fix.startswith("fix: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_has_an_example_and_every_value(capsys: pytest.CaptureFixture[str]):
+    assert execute(["export", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Example: vlm-edge export" in shown
+    for value in (*TARGETS, *DTYPES, str(OPSET), "vision,projector"):
+        assert value in shown
+
+
+def test_run_says_that_there_is_no_decoder(exported: Path, capsys: pytest.CaptureFixture[str]):
+    page = exportable.PAGE
+    assert execute(["run", str(page), "what is the total?", "--bundle", str(exported)]) == 2
+    error, fix = capsys.readouterr().err.splitlines()
+    assert "has no decoder" in error
+    assert "build_bundle" in fix
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    """All but what is hidden: the lock, and the stage that a killed process could not clear away."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if not name.parts[0].startswith(".")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["trace", "write and compare"])
+def test_killed_in_the_middle_it_leaves_the_bundle_as_it_was(moment: str, tiny: Path, exported: Path):
+    before = visible(exported)
+    command = [*VLM_EDGE, "export", str(tiny), str(exported), "--dtype", "int8"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **in_checkout(tiny.parent)) as process:
+        assert process.stderr is not None
+        assert any(line.strip() == moment for line in process.stderr)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert visible(exported) == before
+    assert [path.name for path in exported.iterdir() if path.name.startswith(".export-")]
+    open_bundle(exported)
+    assert execute(["--quiet", "export", str(tiny), str(exported), "--dtype", "int8"]) == 0
+    assert not [path.name for path in exported.iterdir() if path.name.startswith(".export-")]
+    graphs = [a.dtype for a in open_bundle(exported).manifest.artifacts if a.role == "vision.graph"]
+    assert graphs == ["int8"]

@@ -1,0 +1,89 @@
+"""vlm-edge export MODEL OUT"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlm_edge.cli import render
+from vlm_edge.cli.options import AsJson
+from vlm_edge.units import format_bytes
+
+if TYPE_CHECKING:
+    from vlm_edge.pipeline.export import Exported
+
+COLUMNS = ("file", "size", "dtype")
+
+
+def _targets() -> list[str]:
+    return ["cpu", "cuda", "tensorrt"]
+
+
+def _dtypes() -> list[str]:
+    return ["fp32", "fp16", "int8"]
+
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Checkpoint folder: config.json, preprocessor_config.json, safetensors.")
+]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
+Component = Annotated[str, typer.Option(help="vision,projector: they become one graph.")]
+Target = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.", autocompletion=_targets)]
+Dtype = Annotated[str, typer.Option(help="fp32, fp16 or int8 (int8 for cpu only).", autocompletion=_dtypes)]
+Opset = Annotated[int, typer.Option(help="ONNX operator set.")]
+
+
+def export(
+    model: Model,
+    out: Out,
+    component: Component = "vision,projector",
+    target: Target = "cpu",
+    dtype: Dtype = "fp32",
+    opset: Opset = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Export a checkpoint's vision tower and projector to ONNX and compare the graph with torch.
+
+    Nothing enters OUT, and the exit code is 1, when the graph differs from torch on pages and noise. A bundle keeps one
+    graph for each target; exporting again replaces it.
+
+    Example: vlm-edge export llava-1.5-7b-hf/ out/ --dtype int8
+    """
+    from vlm_edge.pipeline.export import ExportOptions, export_model
+
+    parts = tuple(part.strip() for part in component.split(","))
+    options = ExportOptions(components=parts, target=target, dtype=dtype, opset=opset)
+    done = export_model(model, out, options, on_step=render.note)
+    if as_json:
+        render.emit_json(_to_json(done))
+        return
+    _show(done)
+
+
+def _to_json(done: Exported) -> dict[str, object]:
+    from vlm_edge.core.load import to_plain
+
+    return {
+        "bundle": str(done.bundle.root),
+        "name": done.bundle.manifest.name,
+        "components": list(done.options.components),
+        "target": done.options.target,
+        "dtype": done.options.dtype,
+        "opset": done.options.opset,
+        "artifacts": [to_plain(artifact) for artifact in done.artifacts],
+        "parity": [to_plain(row) for row in done.parity],
+        "scheme": done.scheme,
+        "why": done.why,
+    }
+
+
+def _show(done: Exported) -> None:
+    rows = [(artifact.path, format_bytes(artifact.bytes), artifact.dtype) for artifact in done.artifacts]
+    render.table(f"{done.bundle.manifest.name} in {done.bundle.root}", COLUMNS, rows)
+    for row in done.parity:
+        sign = ">=" if row.metric == "cosine" else "<="
+        render.emit(f"{row.component} {row.metric}: {row.value:.7g} ({sign} {row.limit:g})", end="\n")
+    if done.why:
+        render.emit(f"{done.scheme}: {done.why}", end="\n")
