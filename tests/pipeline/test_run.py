@@ -130,6 +130,11 @@ def test_a_pil_image_beyond_the_limits_is_refused_before_it_is_decoded() -> None
         assert getattr(large, "_im", None) is None
 
 
+def test_the_embedded_bundle_tells_nothing_of_the_machine_that_made_it(pipeline: Pipeline) -> None:
+    for artifact in pipeline.bundle.manifest.artifacts:
+        assert b"site-packages" not in (pipeline.bundle.root / artifact.path).read_bytes()
+
+
 def test_no_image_is_no_index_error(pipeline: Pipeline) -> None:
     with pytest.raises(BadInput, match="no image"):
         pipeline.ask([], "what is the total?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,10 @@ def test_axes_are_named_and_the_opset_is_the_one_asked_for(exported: Path) -> No
     assert str(graph.graph.inputs[0].shape[0]) == "views"
     assert graph.graph.outputs[0].name == "image_features"
     assert graph.opset_imports[""] == 20
+
+
+def test_a_graph_tells_nothing_of_the_machine_that_made_it(exported: Path) -> None:
+    assert not re.search(rb"site-packages|\.py\b", exported.read_bytes())
 
 
 def test_the_target_tensorrt_has_standard_operators_only(traced: Traced, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def trace(module: Any, inputs: Sequence[Arrays], *, component: str, opset: int =
             dynamic_shapes=varying, dynamo=True,
         )  # fmt: skip
     graph = program.model
+    graph_passes.drop_stack_traces(graph)
     graph_passes.name_axes(graph, axes)
     values = graph_passes.layer_values(graph)
     absmax = layer_absmax(module, inputs) if ranges else {}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -25,6 +26,12 @@ def _scopes(node: Any) -> list[str]:
     text = node.metadata_props.get(_SCOPES)
     scopes: list[str] = ast.literal_eval(text) if text else []
     return scopes
+
+
+def drop_stack_traces(model: Any) -> None:
+    """The exporter notes on every node from which lines of which files it came: this machine's paths, in every bundle."""
+    for node in model.graph:
+        node.metadata_props.pop(_STACK_TRACE, None)
 
 
 def layer_values(model: Any) -> dict[str, str]:
