@@ -18,11 +18,15 @@ COLUMNS = ("file", "size", "dtype")
 
 
 def _targets() -> list[str]:
-    return ["cpu", "cuda", "tensorrt"]
+    from vlm_edge.backends.onnx.export import TARGETS  # when the shell asks, not when the program starts
+
+    return list(TARGETS)
 
 
 def _dtypes() -> list[str]:
-    return ["fp32", "fp16", "int8"]
+    from vlm_edge.backends.onnx.export import DTYPES
+
+    return list(DTYPES)
 
 
 Model = Annotated[

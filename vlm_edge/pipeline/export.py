@@ -18,6 +18,7 @@ import numpy as np
 
 from vlm_edge import __version__
 from vlm_edge.backends.onnx import references
+from vlm_edge.backends.onnx.export import DTYPES, OPSET, TARGETS
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import ArtifactRef, Bundle, Limits, Manifest, ParityResult, RunDefaults
 from vlm_edge.core.bundle_writer import CONFIGURATION, Staged, checked, locked, present, publish
@@ -28,9 +29,6 @@ from vlm_edge.errors import BadInput, MissingDependency
 from vlm_edge.pipeline.calibration import tower_inputs
 
 COMPONENTS = ("vision", "projector")
-TARGETS = ("cpu", "cuda", "tensorrt")
-DTYPES = ("fp32", "fp16", "int8")
-OPSET = 20
 OPSETS = range(18, 24)
 STEPS = (
     "prepare the calibration images",

@@ -172,11 +172,11 @@ class Pipeline:
         if known is None:
             check_fits(planned)
             with timed(timings, "preprocess"):
-                if look.max_tiles == 0:
-                    side = self._spec.geometry.view_px * REDUCED_DECODE_FACTOR
-                    pixels = sources.load_reduced(image, at_least_px=side, max_pixels=max_pixels)
-                else:
+                least = _reduced_px(self.bundle, look)
+                if least is None:
                     pixels = sources.load_image(image, max_pixels=max_pixels).pixels
+                else:
+                    pixels = sources.load_reduced(image, at_least_px=least, max_pixels=max_pixels)
             known = see(
                 pixels, source_px=size, geometry=self._spec.geometry, look=look, prompt=self._prompt,
                 encoder=self._encoder, timings_ms=timings,
@@ -300,16 +300,21 @@ def plan(
     if budget_bytes is None:
         free = host.available_bytes()
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
-    least = bundle.manifest.model.geometry.view_px * REDUCED_DECODE_FACTOR if look.max_tiles == 0 else None
-    decode = tuple(_decode_bytes(header, least) for header in images)
+    decode = tuple(_decode_bytes(header, _reduced_px(bundle, look)) for header in images)
     load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len)
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
 
 
+def _reduced_px(bundle: Bundle, look: Look) -> int | None:
+    """The short side that is enough for the global view alone; None where tiles need every pixel."""
+    return bundle.manifest.model.geometry.view_px * REDUCED_DECODE_FACTOR if look.max_tiles == 0 else None
+
+
 def _decode_bytes(header: sources.ImageHeader, at_least_px: int | None) -> int:
     """at_least_px: what sources.load_reduced is asked for; None where the image is read in full."""
-    reduced = at_least_px is not None and header.format == "JPEG"
-    factor = sources.reduction(header.width, header.height, at_least_px=at_least_px or 0) if reduced else 1
+    factor = 1
+    if at_least_px is not None and header.format == "JPEG":
+        factor = sources.reduction(header.width, header.height, at_least_px=at_least_px)
     return image_decode_bytes(
         pixels=header.width * header.height, file_format=header.format, reduction=factor, progressive=header.progressive
     )
