@@ -193,7 +193,7 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
     module = components.VisionAndProjector(torch_model)
     step(STEPS[2])
     ranges = options.dtype == "fp16"
-    traced = export.trace(module, inputs, component="vision", opset=options.opset, ranges=ranges)
+    traced = export.trace(module, inputs, component="vision", opset=options.opset, ranges=ranges, consume=True)
     del module, torch_model
     gc.collect()
     step(STEPS[3])

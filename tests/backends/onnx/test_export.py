@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,25 @@ def test_a_trace_is_written_once(traced: Traced, tmp_path: Path) -> None:
     export.write(once, tmp_path, dtype="fp32", target="tensorrt")
     with pytest.raises(ValueError, match="written already"):
         export.write(once, tmp_path, dtype="fp32", target="tensorrt")
+
+
+def test_consumed_weights_are_freed_and_the_graph_is_right(tmp_path: Path) -> None:
+    module = small_tower()
+    given = pixels(2, 1)["pixel_values"]
+    with torch.no_grad():
+        expected = module(torch.from_numpy(given)).numpy()
+    ours = [
+        weight.detach() for weight in module.parameters()
+    ]  # holds the memory, so that no other tensor takes its place
+    places = {tensor.data_ptr() for tensor in ours}
+    export.write(export.trace(module, inputs(), component="vision", consume=True), tmp_path, dtype="fp32", target="cpu")
+    assert not [weight for weight in module.parameters() if weight.numel()]
+    gc.collect()
+    tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
+    others = [tensor for tensor in tensors if not any(tensor is one for one in ours)]
+    assert not places & {tensor.data_ptr() for tensor in others if tensor.numel()}
+    measured = OnnxEncoder(tmp_path / "model.onnx", target="cpu", threads=1).encode(given)
+    np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_module_of_one_input_needs_no_axes(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ class ComponentExport:
 class Traced:
     """A graph that still reads the torch module's weights, and all that is needed of the module once it is gone.
 
-    `write` takes the graph out. A caller short of memory drops the module and its model between `trace` and `write`.
+    `write` takes the graph out.  consumed: weights that are freed once the graph is written. Dropping the module would not do:
+    the rewriter's rules hold on to the last graph that they saw.
     """
 
     component: str
@@ -103,6 +104,12 @@ class Traced:
     values: Mapping[str, str]
     absmax: Mapping[str, float] = field(default_factory=dict)
     graph: Any = None
+    consumed: Sequence[Any] = ()
+
+    def free_weights(self) -> None:
+        """Give back the memory of the consumed weights, whoever refers to them."""
+        for weight in self.consumed:
+            weight.data = weight.data.new_empty(0)
 
     def take(self) -> Any:
         """The graph, which this record then no longer holds."""
@@ -112,12 +119,21 @@ class Traced:
         return graph
 
 
-def trace(module: Any, inputs: Sequence[Arrays], *, component: str, opset: int = OPSET, ranges: bool = False) -> Traced:
+def trace(
+    module: Any,
+    inputs: Sequence[Arrays],
+    *,
+    component: str,
+    opset: int = OPSET,
+    ranges: bool = False,
+    consume: bool = False,
+) -> Traced:
     """Compute the reference on every input and export the module's graph.
 
     module: in fp32 and evaluation mode; its `axes` name the sizes that may vary, {input: {axis: name}} (without it: the first
     axis of its only input).  inputs: calibration images and noise as the module's arrays; the first is traced, so each varying
-    size in it has to be 2 or more.  ranges: watch every layer's values as well, which fp16 needs.
+    size in it has to be 2 or more.  ranges: watch every layer's values as well, which fp16 needs.  consume: let `write` free the
+    module's weights as soon as the graph holds them, which halves its peak; the module is then of no use.
     """
     import torch
 
@@ -140,7 +156,8 @@ def trace(module: Any, inputs: Sequence[Arrays], *, component: str, opset: int =
     graph_passes.name_axes(graph, axes)
     values = graph_passes.layer_values(graph)
     absmax = layer_absmax(module, inputs) if ranges else {}
-    return Traced(component, opset, inputs, observation, values, absmax, graph)
+    consumed = [*module.parameters(), *program.exported_program.state_dict.values()] if consume else ()
+    return Traced(component, opset, inputs, observation, values, absmax, graph, consumed)
 
 
 def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 1) -> ComponentExport:
@@ -160,6 +177,7 @@ def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 
     smoothed: tuple[str, ...] = ()
     with _quiet():
         graph_passes.fold_weight_transposes(graph)
+        constants = graph_passes.weights(graph)
         if dtype == "fp16":
             ranges = precision.guard(traced.absmax)
             precision.to_fp16(graph, ranges)
@@ -171,7 +189,8 @@ def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 
     with _workspace(out) as folder:
         base = folder / dtype
         _save(graph, base)
-        del graph
+        graph_passes.drop((*constants, *graph_passes.weights(graph)))
+        traced.free_weights()
         candidates: tuple[Int8Candidate, ...] = ()
         scheme = why = ""
         if dtype == "int8":
