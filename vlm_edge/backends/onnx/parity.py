@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Limit:
-    """The least cosine and the largest ||graph - reference|| / ||reference|| (Frobenius) over all inputs."""
+    """The least cosine and the largest ||graph - reference|| / ||reference|| (Frobenius) over all inputs.
+
+    max_error: the largest difference of one value; None where nobody asked for such a limit, since what is much depends on the
+    size of the values.
+    """
 
     cosine: float
     relative_error: float
+    max_error: float | None = None
 
 
 LIMITS = {
@@ -49,17 +55,22 @@ class Parity:
 
     @property
     def ok(self) -> bool:
-        """Finite, and within both limits."""
-        return self.finite and self.cosine >= self.limit.cosine and self.relative_error <= self.limit.relative_error
+        """Finite, and within all limits."""
+        return all(row.ok for row in self.results())
 
     def results(self) -> tuple[ParityResult, ...]:
         """The rows for a manifest."""
         near = self.finite and self.cosine >= self.limit.cosine
         close = self.finite and self.relative_error <= self.limit.relative_error
-        return (
+        rows = (
             ParityResult(self.component, "cosine", self.cosine, self.limit.cosine, near),
             ParityResult(self.component, "relative_error", self.relative_error, self.limit.relative_error, close),
         )
+        most = self.limit.max_error
+        if most is None:
+            return rows
+        within = self.finite and self.max_error <= most
+        return *rows, ParityResult(self.component, "max_error", self.max_error, most, within)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,11 @@ class Divergence:
 
     layer: str
     relative_error: float
+
+
+def limit_for(dtype: str, atol: float | None = None) -> Limit:
+    """The table's limits of a dtype; atol: the largest difference of one value, beside them."""
+    return replace(LIMITS[dtype], max_error=atol)
 
 
 def relative_error(measured: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -117,11 +133,16 @@ def require(parity: Parity, divergence: Divergence | None = None) -> None:
     why = (
         f"cosine {parity.cosine:.6f} (at least {parity.limit.cosine}), "
         f"relative error {parity.relative_error:.2e} (at most {parity.limit.relative_error:.0e})"
-        if parity.finite
-        else "its values are not finite"
     )
+    atol = parity.limit.max_error
+    if atol is not None:
+        why += f", largest difference {parity.max_error:.2e} (at most {atol:g})"
+    if not parity.finite:
+        why = "its values are not finite"
     where = f"; it begins at {divergence.layer} ({divergence.relative_error:.2e})" if divergence else ""
     cure = {"fp32": "try another --opset, and report the model", "fp16": "export with --dtype fp32"}
+    if atol is not None and replace(parity, limit=replace(parity.limit, max_error=None)).ok:
+        cure[parity.dtype] = f"--atol {parity.max_error:.2g} or more would allow it; the other limits are kept"
     raise CheckFailed(
         f"the {parity.dtype} {parity.component} graph differs from torch: {why}{where}",
         remedy=cure.get(parity.dtype, "export with --dtype fp16 or fp32"),
@@ -149,7 +170,7 @@ def first_divergence(
 
 @contextmanager
 def _exposing(graph: Path, names: set[str]) -> Iterator[tuple[Path, list[str]]]:
-    """A copy of the graph with these values as outputs, beside it so that external data are found."""
+    """A copy of the graph with these values as outputs, in a folder of its own, with links to its external data."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
@@ -157,10 +178,12 @@ def _exposing(graph: Path, names: set[str]) -> Iterator[tuple[Path, list[str]]]:
     present = sorted(names & produced)
     already = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in present if name not in already)
-    with tempfile.NamedTemporaryFile(dir=graph.parent, suffix=".onnx") as stream:
-        stream.write(model.SerializeToString())
-        stream.flush()
-        yield Path(stream.name), present
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder) / graph.name
+        probe.write_bytes(model.SerializeToString())
+        for data in graph.parent.glob(f"{glob.escape(graph.name)}.*"):
+            (probe.parent / data.name).symlink_to(data.resolve())
+        yield probe, present
 
 
 def _run(graph: Path, inputs: Arrays, names: list[str]) -> dict[str, NDArray[Any]]:
