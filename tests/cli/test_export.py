@@ -13,7 +13,6 @@ import pytest
 
 from tests import exportable
 from tests.cli.program import VLM_EDGE, in_checkout
-from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.backends.onnx import parity
 from vlm_edge.cli.main import execute
 from vlm_edge.core.bundle import open_bundle
@@ -22,9 +21,7 @@ from vlm_edge.pipeline.export import DTYPES, OPSET, STEPS, TARGETS
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Tracing takes seconds, and these tests are about what surrounds it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "trace", exportable.remembering(onnx_export.trace, {}))
+    with exportable.exporting_once():
         yield
 
 

@@ -32,9 +32,7 @@ FAST = ExportOptions(threads=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Tracing takes seconds, and these tests are about what surrounds it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "trace", exportable.remembering(onnx_export.trace, {}))
+    with exportable.exporting_once():
         yield
 
 
@@ -117,7 +115,7 @@ def test_stored_rows_check_the_graph_without_torch(llava: Path):
 
 
 def test_a_second_export_adds_a_target_and_replaces_its_own(copy: Path):
-    model = tiny_vlms.randomized(tiny_vlms.FAMILIES["llava"].model())
+    model = exportable.model_of("llava")
     before = (copy / "out/vision/cpu/model.onnx").read_bytes()
     export_model(copy / "tiny", copy / "out", ExportOptions(target="cuda", dtype="fp16", threads=1))
     bundle = open_bundle(copy / "out")
@@ -136,7 +134,7 @@ def test_a_second_export_adds_a_target_and_replaces_its_own(copy: Path):
 
 
 def test_weights_beside_the_graph_are_listed_and_go_with_it(copy: Path, monkeypatch: pytest.MonkeyPatch):
-    model = tiny_vlms.randomized(tiny_vlms.FAMILIES["llava"].model())
+    model = exportable.model_of("llava")
     with monkeypatch.context() as patch:
         patch.setattr(onnx_export, "EXTERNAL_BYTES", 1000)
         export_model(copy / "tiny", copy / "out", FAST)
