@@ -50,7 +50,7 @@ def _through_tensorrt(bundle: Bundle, threads: int) -> EncoderRunner:
         why = f"ONNX Runtime's engines cannot be kept in {folder}: {cause}"
         raise BadInput(why, remedy="set XDG_CACHE_HOME to a folder that can be written") from cause
     machine = provider.machine_of(str(import_runtime().__version__))
-    chosen = provider.execution_providers(settings_of(bundle.manifest), folder, machine)
+    chosen = provider.execution_providers(settings_of(bundle), folder, machine)
     encoder = OnnxEncoder(graph, target="cuda", threads=threads, providers=chosen)
     encoder.check_model(bundle.manifest.model)
     return encoder

@@ -15,6 +15,7 @@ from vlm_edge.backends.onnx import references
 from vlm_edge.backends.onnx.parity import Parity, limit_for, require
 from vlm_edge.core.bundle import ArtifactRef, Bundle, Manifest, ParityResult, open_bundle
 from vlm_edge.core.bundle_writer import Staged, locked, publish
+from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.memory import formulas
 from vlm_edge.memory.plan import ENCODE_VIEWS
@@ -58,11 +59,17 @@ def check_machine() -> None:
     this_machine()
 
 
-def settings_of(manifest: Manifest) -> BuildSettings:
+def settings_of(bundle: Bundle) -> BuildSettings:
+    """What an engine of a bundle is built for.  Raises BadInput, DamagedBundle."""
+    _, settings = bundle_images(bundle)
+    return profile(bundle.manifest, settings.geometry)
+
+
+def profile(manifest: Manifest, geometry: TokenGeometry) -> BuildSettings:
     """Views: as many as the recipe allows or the family cuts, at most those of one call. Workspace: the plan's activations."""
     from vlm_edge.backends.tensorrt.settings import LEAST_WORKSPACE_BYTES, settings_for
 
-    geometry, limits = manifest.model.geometry, manifest.limits
+    limits = manifest.limits
     shapes = ((_LARGE_PX, _LARGE_PX), (_LARGE_PX, _LARGE_PX // 4), (_LARGE_PX // 4, _LARGE_PX))
     tiles = max(limits.max_tiles, *(geometry.layout(shape).views - 1 for shape in shapes))
     planned = formulas.vision_activation_bytes(manifest.model.vision, views=min(1 + tiles, ENCODE_VIEWS))
@@ -83,7 +90,7 @@ def add_script(out: Path) -> Added:
         graph = _graph(bundle)
         (stage / FOLDER).mkdir(parents=True)
         # By its name alone: the script goes with the folder to another machine.
-        text = emit_script(Path(graph.path).relative_to(FOLDER), settings_of(bundle.manifest))
+        text = emit_script(Path(graph.path).relative_to(FOLDER), settings_of(bundle))
         (stage / FOLDER / SCRIPT).write_text(text, "utf-8", newline="\n")
         staged = Staged(f"{FOLDER}/{SCRIPT}", "vision.script", TARGET)
         bundle = publish(out, stage, [staged], bundle.manifest, old=bundle.manifest)
@@ -101,7 +108,7 @@ def add_engine(out: Path, *, atol: float | None = None, step: Step) -> Added:
 
     with locked(out) as stage:
         bundle = open_bundle(out)
-        graph, settings = out / _graph(bundle).path, settings_of(bundle.manifest)
+        graph, settings = out / _graph(bundle).path, settings_of(bundle)
         key = engine_key.EngineKey(build.this_machine(), engine_key.graph_digest(graph), settings)
         component = f"{FOLDER}/{key.machine.stem}"
         if _is_there(bundle, key):

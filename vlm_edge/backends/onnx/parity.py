@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.observe import LayerSample
+from vlm_edge.backends.onnx.session import LOG_FATAL_ONLY, PROVIDERS, import_runtime
 from vlm_edge.core.bundle import ParityResult
 from vlm_edge.errors import CheckFailed
 
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,7 @@ def first_divergence(
     inputs: those that the samples were taken on.  values: module path -> name of its output in the graph; layers that the graph
     lost to a fusion are passed over.  Returns None when no layer that can be compared differs by more than `limit`.
     """
-    with _exposing(graph, {values[path] for path in layers if path in values}) as (probe, present):
-        measured = _run(probe, inputs, present)
+    measured = _layer_outputs(graph, inputs, {values[path] for path in layers if path in values})
     for path, reference in layers.items():
         array = measured.get(values.get(path, ""))
         if array is not None and array.size == reference.size:
@@ -168,26 +166,20 @@ def first_divergence(
     return None
 
 
-@contextmanager
-def _exposing(graph: Path, names: set[str]) -> Iterator[tuple[Path, list[str]]]:
-    """A copy of the graph with these values as outputs, in a folder of its own, with links to its external data."""
+def _layer_outputs(graph: Path, inputs: Arrays, names: set[str]) -> dict[str, NDArray[Any]]:
+    """Values inside the graph, of those that it still has, from a copy in memory: nothing is written beside the graph."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
     produced = {output for node in model.graph.node for output in node.output}
     present = sorted(names & produced)
+    if not present:
+        return {}
     already = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in present if name not in already)
-    with tempfile.TemporaryDirectory() as folder:
-        probe = Path(folder) / graph.name
-        probe.write_bytes(model.SerializeToString())
-        for data in graph.parent.glob(f"{glob.escape(graph.name)}.*"):
-            (probe.parent / data.name).symlink_to(data.resolve())
-        yield probe, present
-
-
-def _run(graph: Path, inputs: Arrays, names: list[str]) -> dict[str, NDArray[Any]]:
-    from vlm_edge.backends.onnx.session import open_session
-
-    session = open_session(graph, target="cpu", threads=1)
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True)) if names else {}
+    runtime = import_runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = LOG_FATAL_ONLY
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(graph.parent))
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+    return dict(zip(present, session.run(present, dict(inputs)), strict=True))
