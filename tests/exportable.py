@@ -16,6 +16,7 @@ import torch
 
 from tests import tiny_vlms
 from vlm_edge.backends.onnx.references import fingerprint
+from vlm_edge.pipeline.export import ExportOptions, export_model
 
 PAGE = Path(__file__).parents[1] / "calibration/pages/page2.png"
 SQUARE = {"height": 28, "width": 28}
@@ -81,3 +82,10 @@ def exporting_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", remembered)
         yield
+
+
+def export_in_child(known: dict[Any, bytes], model: Path, out: Path, options: ExportOptions) -> None:
+    """An export in a process of its own, which is handed what the exporter made before."""
+    EXPORTED.update(known)
+    with exporting_once():
+        export_model(model, out, options)

@@ -45,7 +45,9 @@ def test_json_is_one_object_and_a_no_ends_with_1(nano: Path, capsys: pytest.Capt
     assert fix.startswith("fix: copy the bundle again")
 
 
-@pytest.mark.parametrize("words", [["no-such-folder"], ["nano", "no-such-folder"], ["nano", "--revision"]])
+@pytest.mark.parametrize(
+    "words", [["no-such-folder"], ["nano", "no-such-folder"], ["nano", "--threads", "0"], ["nano", "--revision"]]
+)
 def test_what_cannot_be_checked_ends_with_2(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

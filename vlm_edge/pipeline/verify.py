@@ -49,6 +49,8 @@ def verify_bundle(
     Raises DamagedBundle where there is no manifest to check, BadInput for a MODEL that cannot be read, MissingDependency.
     """
     step = on_step or (lambda _: None)
+    if threads is not None and not 1 <= threads <= host.most_threads():
+        raise BadInput(f"--threads {threads} is not allowed", remedy=f"use 1 to {host.most_threads()}")
     folder = NANO if os.fspath(root) == EMBEDDED else Path(root)
     manifest = read_manifest(folder)
     if model is not None:
