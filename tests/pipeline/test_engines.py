@@ -199,6 +199,13 @@ def test_a_script_needs_no_tensorrt_and_its_engine_is_taken_over(
     built = build.build_engine(graph, tmp_path / "elsewhere", engines.settings_of(open_bundle(out)))
     by_script = Path(shutil.copyfile(built, graph.with_suffix(".engine")))
     trt.events.clear()
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setitem(parity.LIMITS, "fp32", parity.Limit(cosine=0.9, relative_error=1e-12))
+        with pytest.raises(CheckFailed, match="does not compute what the bundle's graph") as caught:
+            export_model(out, out, ENGINE)
+    assert "run build_engine.sh again" in caught.value.remedy
+    assert contents(out) == before
     steps: list[str] = []
     export_model(out, out, ENGINE, on_step=steps.append)
     assert steps == ["take over model.engine", "compare the engine"]

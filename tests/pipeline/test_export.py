@@ -68,6 +68,7 @@ def page_error(family: str, model: Any, bundle: Bundle, target: str = "cpu") -> 
     )
     prepared = images.prepare(load_image(exportable.PAGE).pixels, images.settings_from(config, file))
     encoder = OnnxEncoder(bundle.path("vision.graph", target=target), target="cpu", threads=1)
+    encoder.check_model(bundle.manifest.model)
     measured = encoder.encode({name: prepared.arrays[name] for name in encoder.inputs})
     arrays = {name: prepared.arrays[name] for name in encoder.inputs}
     if prepared.layout.grid_thw is not None:

@@ -32,6 +32,7 @@ def dtypes(out: Path) -> list[str]:
     return [a.dtype for a in open_bundle(out).manifest.artifacts if a.role == "vision.graph"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_killed_at_random_moments_it_leaves_a_bundle_that_is_right(tmp_path: Path) -> None:
     model, base = tmp_path / "tiny", tmp_path / "base"

@@ -16,7 +16,7 @@ from vlm_edge.backends.onnx.parity import Parity, limit_for, require
 from vlm_edge.core.bundle import ArtifactRef, Bundle, Manifest, ParityResult, open_bundle
 from vlm_edge.core.bundle_writer import Staged, locked, publish
 from vlm_edge.core.geometry import TokenGeometry
-from vlm_edge.errors import BadInput, DamagedBundle
+from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle
 from vlm_edge.memory import formulas
 from vlm_edge.memory.plan import ENCODE_VIEWS
 from vlm_edge.pipeline.calibration import tower_inputs
@@ -119,7 +119,8 @@ def add_engine(out: Path, *, atol: float | None = None, step: Step) -> Added:
         if (out / FOLDER / timings).is_file():
             shutil.copyfile(out / FOLDER / timings, folder / timings)
         by_script = graph.with_suffix(".engine")
-        if by_script.is_file():
+        taken_over = by_script.is_file()
+        if taken_over:
             step(f"take over {by_script.name}")
             engine = adopt.adopt_engine(by_script, graph, folder, settings)
         else:
@@ -127,6 +128,11 @@ def add_engine(out: Path, *, atol: float | None = None, step: Step) -> Added:
             engine = build.build_engine(graph, folder, settings, report=_phases(step))
         step("compare the engine")
         parity = compare(bundle, engine, component, atol=atol)
+        if taken_over and not parity.ok:
+            raise CheckFailed(
+                f"{by_script} does not compute what the bundle's graph does (relative error {parity.relative_error:.2e})",
+                remedy=f"run {SCRIPT} again, which builds it from the graph that is there now, or delete it",
+            )
         require(parity)
         bundle = publish(
             out, stage, _staged(folder, key, timings, _graph(bundle).dtype),
