@@ -17,6 +17,7 @@ from vlm_edge.core.bundle import atomic_write
 from vlm_edge.errors import BadInput, DamagedBundle
 
 ROWS = 4
+_AGAIN = "export the model again"
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 
@@ -74,9 +75,17 @@ def load(path: Path) -> StoredReferences:
             rows = tuple(stored[f"rows_{number}"] for number in range(len(names)))
             values = tuple(stored[f"values_{number}"] for number in range(len(names)))
             layers = {str(path): str(value) for path, value in stored["layers"]} if "layers" in stored else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as cause:
-        raise DamagedBundle(f"{path} holds no references: {cause}", remedy="export the model again") from cause
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as cause:
+        raise DamagedBundle(f"{path} holds no references: {cause}", remedy=_AGAIN) from cause
+    if not names or not all(_are_rows(index, kept) for index, kept in zip(rows, values, strict=True)):
+        raise DamagedBundle(f"{path} holds no references: its rows are none", remedy=_AGAIN)
     return StoredReferences(names, rows, values, layers)
+
+
+def _are_rows(index: NDArray[Any], values: NDArray[Any]) -> bool:
+    """Whether these are numbers of rows, none negative, and as many rows of fp32."""
+    numbers = index.dtype == np.int64 and index.ndim == 1 and index.size > 0 and bool((index >= 0).all())
+    return numbers and values.dtype == np.float32 and values.ndim == 2 and len(values) == len(index)
 
 
 def check(
