@@ -11,9 +11,12 @@ import pytest
 
 from tests import exportable
 from tests.fake_hub import COMMIT, FakeHub, serving, speaking_to
+from vlm_edge.core.bundle import open_bundle
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import source
+from vlm_edge.pipeline.export import ExportOptions, export_model
 from vlm_edge.pipeline.hub import fetch, is_id
+from vlm_edge.pipeline.verify import verify_bundle
 
 ID = "made-here/tiny-llava"
 
@@ -55,6 +58,26 @@ def test_only_what_is_needed_is_loaded_and_opens(hub: FakeHub, saved: Path):
     assert len(shards) > 2
     assert {*hub.served} == shards | small | {"model.safetensors.index.json"}
     assert max(map(hub.served.index, small)) < min(map(hub.served.index, shards))
+
+
+def test_a_bundle_remembers_where_its_model_came_from(hub: FakeHub, tmp_path: Path):
+    with exportable.exporting_once():
+        export_model(ID, tmp_path / "out", ExportOptions(revision="v1", threads=1))
+    manifest = open_bundle(tmp_path / "out").manifest
+    assert manifest.name == "tiny-llava"
+    assert (manifest.source["model"], manifest.source["revision"]) == (ID, COMMIT)
+    hub.models.clear()  # the commit that the bundle names is in the cache
+    found = verify_bundle(tmp_path / "out", ID, offline=True, threads=1)
+    assert found.ok
+    assert "torch vision/cpu cosine" in {check.name for check in found.checks}
+    # the same files from a folder are the same model
+    with exportable.exporting_once():
+        export_model(hub_folder(tmp_path), tmp_path / "out", ExportOptions(threads=1))
+    assert open_bundle(tmp_path / "out").manifest.source["revision"] == COMMIT
+
+
+def hub_folder(tmp_path: Path) -> Path:
+    return next((tmp_path / "cache").glob("models--*/snapshots/*"))
 
 
 @pytest.mark.usefixtures("hub")
