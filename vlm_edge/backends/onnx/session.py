@@ -111,10 +111,10 @@ def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[
     providers: in place of the target's own, as InferenceSession takes them; the first has to start.
     """
     runtime = import_runtime()
-    chosen = list(providers) or [PROVIDERS[target]]
-    first = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
     if target not in available_targets():
         raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
+    chosen = list(providers) or [PROVIDERS[target]]
+    first = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
