@@ -1,30 +1,22 @@
-"""vlm-edge export: what it prints, its exit codes, and what is left when it is killed."""
+"""vlm-edge export: what it prints, and its exit codes."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import exportable
-from tests.cli.program import VLM_EDGE, in_checkout
-from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.backends.onnx import parity
 from vlm_edge.cli.main import execute
-from vlm_edge.core.bundle import open_bundle
 from vlm_edge.pipeline.export import DTYPES, OPSET, STEPS, TARGETS
 
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Tracing takes seconds, and these tests are about what surrounds it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "trace", exportable.remembering(onnx_export.trace, {}))
+    with exportable.exporting_once():
         yield
 
 
@@ -113,30 +105,3 @@ def test_run_says_that_there_is_no_decoder(exported: Path, capsys: pytest.Captur
     error, fix = capsys.readouterr().err.splitlines()
     assert "has no decoder" in error
     assert "build_bundle" in fix
-
-
-def visible(folder: Path) -> dict[str, bytes]:
-    """All but what is hidden: the lock, and the stage that a killed process could not clear away."""
-    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    return {str(name): path.read_bytes() for name, path in files.items() if not name.parts[0].startswith(".")}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["trace", "write and compare"])
-def test_killed_in_the_middle_it_leaves_the_bundle_as_it_was(moment: str, tiny: Path, exported: Path):
-    before = visible(exported)
-    command = [*VLM_EDGE, "export", str(tiny), str(exported), "--dtype", "int8"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **in_checkout(tiny.parent)) as process:
-        assert process.stderr is not None
-        assert any(line.strip() == moment for line in process.stderr)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert visible(exported) == before
-    assert [path.name for path in exported.iterdir() if path.name.startswith(".export-")]
-    open_bundle(exported)
-    assert execute(["--quiet", "export", str(tiny), str(exported), "--dtype", "int8"]) == 0
-    assert not [path.name for path in exported.iterdir() if path.name.startswith(".export-")]
-    graphs = [a.dtype for a in open_bundle(exported).manifest.artifacts if a.role == "vision.graph"]
-    assert graphs == ["int8"]

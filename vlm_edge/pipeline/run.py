@@ -19,6 +19,7 @@ from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit
 from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.memory.plan import Load, Plan, plan_run
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
+from vlm_edge.pipeline.encoders import decoder_target, open_encoder
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
@@ -47,11 +48,11 @@ class Pipeline:
         if family.prompt is None:
             raise BadInput(f"models of the family {family.name} can be planned, not run", remedy="use another bundle")
         self._prompt = family.prompt(bundle)
-        self._encoder = backend.encoder(bundle.path("vision.graph", target=device), device, threads)
+        self._encoder = open_encoder(bundle, device, threads)
         self._engine = backend.engine(
-            bundle.path("llm.graph", target=device),
+            bundle.path("llm.graph", target=decoder_target(device)),
             self._spec.text,
-            device,
+            decoder_target(device),
             threads,
             bundle.manifest.limits.max_model_len,
         )
@@ -72,8 +73,9 @@ class Pipeline:
     ) -> Pipeline:
         """Open a bundle (default: the embedded nano model), check its files and start its sessions.
 
-        device: `cpu`, `cuda` or `auto`.  threads: default one per real core.  budget: bytes or text such as `8GiB`; a plan over
-        it is refused before anything is loaded.  verify: hash every file again, whatever is remembered.
+        device: `cpu`, `cuda`, `tensorrt` (the vision encoder; the decoder on CUDA) or `auto`.  threads: default one per real
+        core.  budget: bytes or text such as `8GiB`; a plan over it is refused before anything is loaded.  verify: hash every
+        file again, whatever is remembered.
         Raises DamagedBundle, MissingDependency, BadInput, DoesNotFit.
         Example: `Pipeline.load().ask("page.png", "what is the total?").text`
         """
@@ -266,8 +268,8 @@ def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
 
 def choose_device(bundle: Bundle, device: str) -> str:
     """`auto` is CUDA where bundle and ONNX Runtime have it, else CPU; raises BadInput, and DamagedBundle without a decoder."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"--device has no value {device!r}", remedy="use auto, cpu or cuda")
+    if device not in ("auto", "cpu", "cuda", "tensorrt"):
+        raise BadInput(f"--device has no value {device!r}", remedy="use auto, cpu, cuda or tensorrt")
     if not bundle.targets():
         raise DamagedBundle(
             f"bundle {bundle.manifest.name} has no decoder: its vision part alone was exported",
@@ -278,13 +280,14 @@ def choose_device(bundle: Bundle, device: str) -> str:
     usable = [target for target in available_targets() if target in bundle.targets()]
     if device == "auto":
         return "cuda" if "cuda" in usable else "cpu"
-    if device not in bundle.targets():
+    target = decoder_target(device)
+    if target not in bundle.targets():
         raise BadInput(
-            f"bundle {bundle.manifest.name} has no decoder for {device}",
+            f"bundle {bundle.manifest.name} has no decoder for {target}",
             remedy=f"use --device {bundle.targets()[0]}",
         )
-    if device not in usable:
-        raise BadInput(f"ONNX Runtime here has no {device}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
+    if target not in usable:
+        raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
     return device
 
 

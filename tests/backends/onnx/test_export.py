@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ pytest.importorskip("onnxscript")
 
 import onnx_ir as ir  # noqa: E402  # comes with onnxscript
 
-from tests import tiny_vlms  # noqa: E402
+from tests import exportable, tiny_vlms  # noqa: E402
 from tests.backends.onnx.small_tower import SmallTower, copy_of, inputs, pixels, small_tower  # noqa: E402
 from vlm_edge.backends.onnx import export  # noqa: E402
 from vlm_edge.backends.onnx.export import Traced  # noqa: E402
@@ -28,6 +28,12 @@ FAMILY_SEEDS = ((0, 2), (1, 3), (3, 1), (4, 4))
 """(seed, views or images): other numbers and sizes than the two that were traced."""
 SLOW = {"llava_next", "idefics3", "paligemma", "qwen2_vl", "idefics2"}
 FAMILIES = [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in tiny_vlms.FAMILIES]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    with exportable.exporting_once():
+        yield
 
 
 @pytest.fixture(scope="module")

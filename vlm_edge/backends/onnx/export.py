@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx import graph_passes, precision
 from vlm_edge.backends.onnx.observe import Observation, layer_absmax, observe
-from vlm_edge.backends.onnx.parity import Parity, first_divergence, measure, require
+from vlm_edge.backends.onnx.parity import Limit, Parity, first_divergence, limit_for, measure, require
 from vlm_edge.backends.onnx.precision import LayerRange
 from vlm_edge.backends.onnx.runner import OnnxEncoder
 from vlm_edge.core.bundle import ParityResult
@@ -160,18 +160,21 @@ def trace(
     return Traced(component, opset, inputs, observation, values, absmax, graph, consumed)
 
 
-def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 1) -> ComponentExport:
+def write(
+    traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 1, atol: float | None = None
+) -> ComponentExport:
     """Turn a traced graph into the one for a dtype and a target, prove it, and put it into `out`.
 
     dtype: fp32, fp16 (trace with ranges) or int8.  target: `tensorrt` leaves standard operators only, `cpu` and `cuda` use ONNX
-    Runtime's.  Raises CheckFailed, and leaves nothing behind, when the graph differs from the reference; the message names
-    the first layer that does.
+    Runtime's.  atol: as limit_for has it.  Raises CheckFailed, and leaves nothing behind, when the graph differs from the
+    reference; the message names the first layer that does.
     """
     if dtype not in DTYPES or target not in TARGETS:
         known = f"--dtype {'|'.join(DTYPES)} and --target {'|'.join(TARGETS)}"
         raise BadInput(f"there is no export to {dtype} for {target}", remedy=f"choose {known}")
     if dtype == "int8" and target != "cpu":
         raise BadInput(f"8-bit weights are for the CPU, not for {target}", remedy="use --dtype fp16 there")
+    limit = limit_for(dtype, atol)
     graph = traced.take()
     ranges: tuple[LayerRange, ...] = ()
     smoothed: tuple[str, ...] = ()
@@ -194,9 +197,9 @@ def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 
         candidates: tuple[Int8Candidate, ...] = ()
         scheme = why = ""
         if dtype == "int8":
-            candidates, scheme, why = _choose_int8(traced, base, threads)
+            candidates, scheme, why = _choose_int8(traced, base, threads, limit)
             base = folder / scheme
-        parity = _gate(traced, base, dtype, threads)
+        parity = _gate(traced, base, dtype, threads, limit)
         files = _publish(base, out)
         made = _load(out / GRAPH)
     return ComponentExport(
@@ -214,11 +217,12 @@ def export_encoder(module: Any, pixels: NDArray[np.float32], out: Path) -> Parit
     return write(traced, out, dtype="fp32", target="tensorrt").parity.results()[1]
 
 
-def _gate(traced: Traced, folder: Path, dtype: str, threads: int) -> Parity:
-    parity = measure(traced.component, dtype, _outputs(traced, folder, threads), traced.observation.outputs)
+def _gate(traced: Traced, folder: Path, dtype: str, threads: int, limit: Limit) -> Parity:
+    outputs = _outputs(traced, folder, threads)
+    parity = measure(traced.component, dtype, outputs, traced.observation.outputs, limit=limit)
     if not parity.ok:
-        limit, layers = parity.limit.relative_error, traced.observation.layers
-        require(parity, first_divergence(folder / GRAPH, traced.inputs[0], layers, traced.values, limit=limit))
+        most, layers = limit.relative_error, traced.observation.layers
+        require(parity, first_divergence(folder / GRAPH, traced.inputs[0], layers, traced.values, limit=most))
     return parity
 
 
@@ -227,7 +231,7 @@ def _outputs(traced: Traced, folder: Path, threads: int) -> list[NDArray[np.floa
     return [encoder.encode(arrays, check=False) for arrays in traced.inputs]
 
 
-def _choose_int8(traced: Traced, base: Path, threads: int) -> tuple[tuple[Int8Candidate, ...], str, str]:
+def _choose_int8(traced: Traced, base: Path, threads: int, limit: Limit) -> tuple[tuple[Int8Candidate, ...], str, str]:
     """Make each scheme's graph beside the fp32 one; of those that pass, the fastest within the aim is kept."""
     candidates = []
     for scheme, quantize in precision.INT8_SCHEMES.items():
@@ -239,7 +243,8 @@ def _choose_int8(traced: Traced, base: Path, threads: int) -> tuple[tuple[Int8Ca
         folder = base.with_name(scheme)
         _save(graph, folder)
         del graph
-        parity = measure(traced.component, "int8", _outputs(traced, folder, threads), traced.observation.outputs)
+        outputs = _outputs(traced, folder, threads)
+        parity = measure(traced.component, "int8", outputs, traced.observation.outputs, limit=limit)
         size = sum(file.stat().st_size for file in folder.iterdir())
         speed = _median_ms(folder, traced.inputs[0], threads)
         candidates.append(Int8Candidate(scheme, parity.cosine, parity.relative_error, speed, size, parity.ok))
