@@ -48,14 +48,18 @@ def model_of(family: str, seed: int = 0) -> Any:
     model = tiny_vlms.FAMILIES[family].model()
     if seed:
         tiny_vlms.randomized(model, seed)
-    if family == "internvl":
-        model.config.image_seq_length = 4
     return model
 
 
 def save(family: str, folder: Path, *, seed: int = 0, max_shard_size: str = "50GB") -> Any:
     """Write the family's model into `folder` as transformers does, with its preprocessor file; returns the model."""
-    model = model_of(family, seed)
+    return save_model(family, model_of(family, seed), folder, max_shard_size=max_shard_size)
+
+
+def save_model(family: str, model: Any, folder: Path, *, max_shard_size: str = "50GB") -> Any:
+    """The same for a model of the family that is there already."""
+    if family == "internvl":
+        model.config.image_seq_length = 4
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSORS[family]), "utf-8")
     (folder / "tokenizer.json").write_text('{"made": "up"}', "utf-8")
@@ -77,7 +81,8 @@ def exporting_once() -> Iterator[None]:
         if key not in EXPORTED:
             made = export(module, args, kwargs=kwargs, opset_version=opset_version, **named)
             EXPORTED[key] = ir.serde.serialize_model(made.model).SerializeToString()
-        return SimpleNamespace(model=ir.from_proto(onnx.load_from_string(EXPORTED[key])))
+        model = ir.from_proto(onnx.load_from_string(EXPORTED[key]))
+        return SimpleNamespace(model=model, exported_program=SimpleNamespace(state_dict={}))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", remembered)

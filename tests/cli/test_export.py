@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import exportable
+from tests import exportable, tiny_decoders
 from vlm_edge.backends.onnx import parity
 from vlm_edge.cli.main import execute
 from vlm_edge.pipeline.export import DTYPES, OPSET, STEPS, TARGETS
+from vlm_edge.pipeline.export_llm import STEPS as DECODER_STEPS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,3 +106,27 @@ def test_run_says_that_there_is_no_decoder(exported: Path, capsys: pytest.Captur
     error, fix = capsys.readouterr().err.splitlines()
     assert "has no decoder" in error
     assert "build_bundle" in fix
+
+
+def test_a_decoder_with_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_decoders.save("llava", tmp_path / "tiny", "llama")
+    words = ["export", str(tmp_path / "tiny"), str(tmp_path / "out"), "--component", "llm"]
+    capsys.readouterr()  # transformers' own bar for what it saved
+    with tiny_decoders.builder_in_process():
+        assert execute(words) == 0
+        shown = capsys.readouterr()
+        assert shown.err.splitlines() == list(DECODER_STEPS)
+        assert "llm/cpu/model.onnx.data" in shown.out
+        assert "llm/cpu relative_error: " in shown.out
+        assert execute([*words, "--dtype", "fp16", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["components"] == ["llm"]
+    assert {"llm.graph", "llm.embedding", "llm.references"} < {artifact["role"] for artifact in found["artifacts"]}
+
+
+def test_a_decoder_in_eight_bits_is_quantizes_work(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert execute(["export", str(tiny), str(tmp_path / "out"), "--component", "llm", "--dtype", "int8"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: export writes no int8 decoder"
+    assert lines[1].startswith("fix: use vlm-edge quantize")
+    assert len(lines) == 2

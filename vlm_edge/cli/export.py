@@ -42,7 +42,7 @@ Model = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
-Component = Annotated[str, typer.Option(help="vision,projector: they become one graph.")]
+Component = Annotated[str, typer.Option(help="vision,projector (they become one graph), llm.")]
 Target = Annotated[
     str | None,
     typer.Option(
@@ -78,11 +78,11 @@ def export(
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint's vision tower and projector to ONNX and compare the graph with torch.
+    """Export a checkpoint's vision tower and projector, or its decoder, to ONNX and compare the graph with torch.
 
-    Nothing enters OUT, and the exit code is 1, when the graph differs from torch on pages and noise. A bundle keeps one
-    graph for each target; exporting again replaces it. With the bundle as both MODEL and OUT, --backend tensorrt builds an
-    engine from the graph that it holds.
+    A graph that differs from torch does not enter OUT, and the exit code is 1. A bundle keeps one graph of each kind for each
+    target; exporting again replaces it. The decoder (--component llm) comes in fp32 or fp16. With the bundle as both MODEL
+    and OUT, --backend tensorrt builds an engine from the graph that it holds.
 
     Example: vlm-edge export llava-1.5-7b-hf/ out/ --dtype int8
     """

@@ -28,12 +28,21 @@ class EncoderRunner(Protocol):
 class LlmEngine(Protocol):
     """A decoder with one sequence in its KV cache."""
 
-    def forward(self, embeds: Floats) -> Floats:
-        """Append [L, D] to the cache and return the last position's logits [V]. One call serves prefill and decode."""
+    def forward(self, embeds: Floats, positions: NDArray[np.int64] | None = None) -> Floats:
+        """Append [L, D] to the cache and return the last position's logits [V]. One call serves prefill and decode.
+
+        embeds: as the first layer reads them. What a model does between its table and that layer is the caller's part:
+        Gemma's rows of text are multiplied by sqrt(D), its visual tokens are not.
+        positions: [3, L], time, row and column of each; given exactly when `text.mrope_sections` is not empty.
+        A decoder with `text.bidirectional_prefix` takes its whole prompt in one call at length 0, then single tokens.
+        """
         ...
 
     def rewind(self, length: int) -> None:
-        """Forget everything after the first `length` positions."""
+        """Forget everything after the first `length` positions.
+
+        A bidirectional prompt is forgotten whole or not at all: each of its positions has seen all of it.
+        """
         ...
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.backends.onnx.parity import Limit, limit_for
 from vlm_edge.core.bundle import ArtifactRef, Bundle, ParityResult
 from vlm_edge.core.load import to_plain
 
@@ -65,6 +66,13 @@ class Part:
     def path(self) -> Path:
         """Where the graph lies."""
         return self.bundle.root / self.graph.path
+
+
+def limit_of(part: Part) -> Limit:
+    """The dtype's, and the largest difference that the graph was exported with, if one was asked for."""
+    rows = part.bundle.manifest.parity
+    asked = [row.limit for row in rows if row.component == part.name and row.metric == "max_error"]
+    return limit_for(part.graph.dtype, min(asked, default=None))
 
 
 def not_checked(name: str, why: str) -> Check:

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx import references
-from vlm_edge.backends.onnx.parity import LIMITS, Limit, Parity, first_divergence, limit_for, measure
+from vlm_edge.backends.onnx.parity import LIMITS, Limit, Parity, first_divergence, measure
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
 from vlm_edge.pipeline.calibration import tower_inputs
-from vlm_edge.pipeline.checks import Check, Part, not_checked, of_parity
+from vlm_edge.pipeline.checks import Check, Part, limit_of, not_checked, of_parity
 from vlm_edge.pipeline.encoders import TENSORRT, open_encoder
 from vlm_edge.pipeline.source import Source, bundle_images, weights_hash
 
@@ -75,9 +75,9 @@ def vision_checks(part: Part, torch_says: TorchReference | None) -> Iterator[Che
     if part.graph.dtype not in LIMITS:
         yield not_checked(f"parity {part.name}", f"there is no limit for dtype {part.graph.dtype or 'unknown'}")
         return
-    yield from _against_references(part, inputs, outputs, _limit(part), located=torch_says is not None)
+    yield from _against_references(part, inputs, outputs, limit_of(part), located=torch_says is not None)
     if torch_says is not None:
-        yield from _against_torch(part, torch_says.observation, inputs, outputs, _limit(part))
+        yield from _against_torch(part, torch_says.observation, inputs, outputs, limit_of(part))
 
 
 def _open(part: Part) -> Any:
@@ -93,13 +93,6 @@ def _open(part: Part) -> Any:
 def _encoded(encoder: Any, arrays: Arrays) -> Floats:
     features: Floats = encoder.encode(next(iter(arrays.values())) if len(arrays) == 1 else arrays, check=False)
     return features
-
-
-def _limit(part: Part) -> Limit:
-    """The dtype's, and the largest difference that the bundle was exported with, if one was asked for."""
-    rows = part.bundle.manifest.parity
-    asked = [row.limit for row in rows if row.component == part.name and row.metric == "max_error"]
-    return limit_for(part.graph.dtype, min(asked, default=None))
 
 
 def _stored(part: Part) -> references.StoredReferences | None:

@@ -105,10 +105,12 @@ class Graph:
             raise DamagedBundle(why, remedy="export the model again") from cause
 
 
-def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[Any] = ()) -> Any:
+def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[Any] = (), mapped: bool = False) -> Any:
     """A Graph on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle.
 
     providers: in place of the target's own, as InferenceSession takes them; the first has to start.
+    mapped: leave weights in the file, which the system reads and drops as it needs: for graphs larger than the memory. Weights in
+    fp16 come to lie there in fp32 all the same, where a CPU has no kernels for fp16.
     """
     runtime = import_runtime()
     if target not in available_targets():
@@ -119,6 +121,8 @@ def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_FATAL_ONLY
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if target == "cuda" else "1")
     try:
         with _utf8(graph) as path:
