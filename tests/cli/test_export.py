@@ -76,8 +76,8 @@ def test_a_graph_that_differs_ends_with_1_and_nothing_is_entered(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--component", "llm"], "--component llm cannot be exported"),
-        (["--component", "vision, projector,llm"], "--component llm cannot be exported"),
+        (["--component", "ears"], "--component ears cannot be exported"),
+        (["--component", "vision, projector,ears"], "--component ears cannot be exported"),
         (["--dtype", "int4"], "no export to int4 for cpu"),
         (["--target", "npu"], "no export to fp32 for npu"),
     ],
