@@ -25,7 +25,8 @@ from vlm_edge.core.bundle_writer import CONFIGURATION, Staged, checked, locked, 
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
 from vlm_edge.core.contracts import VlmFamily
 from vlm_edge.core.specs import ModelSpec
-from vlm_edge.errors import BadInput, MissingDependency
+from vlm_edge.errors import BadInput, DamagedBundle, MissingDependency
+from vlm_edge.models.bundle_files import open_tokenizer
 from vlm_edge.pipeline.calibration import tower_inputs
 
 COMPONENTS = ("vision", "projector")
@@ -37,6 +38,9 @@ STEPS = (
     "write and compare",
     "publish",
 )
+MAX_IMAGES = 8
+"""Images in one question of a new bundle; how many fit depends on their tokens, which are counted for each question."""
+NEWLINE = "vision/newline.safetensors"
 CONTEXT_TOKENS = 4096
 """The context that a new bundle allows, where its decoder has as many positions: a KV cache for more is seldom wanted."""
 _NEEDED = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -153,8 +157,19 @@ def _describe(root: Path) -> _Model:
             remedy="use a checkpoint of another family",
         )
     images = importlib.import_module(_MODULE_OF_FAMILY.format(family.name, "images"))
-    settings = images.settings_from(checkpoint.config, _preprocessor(checkpoint))
-    return _Model(checkpoint, family, family.spec(checkpoint.config), settings, images, source_hashes(checkpoint))
+    rules = importlib.import_module(_MODULE_OF_FAMILY.format(family.name, "prompt")).RULES
+    spec = family.spec(checkpoint.config)
+    settings = rules.refine(images.settings_from(checkpoint.config, _preprocessor(checkpoint)), spec, _tokenizer(root))
+    spec = replace(spec, geometry=settings.geometry)
+    return _Model(checkpoint, family, spec, settings, images, source_hashes(checkpoint))
+
+
+def _tokenizer(root: Path) -> Any | None:
+    """The checkpoint's tokenizer, which says how long markers are; None without one, or with one that cannot be read."""
+    try:
+        return open_tokenizer(root / "tokenizer.json")
+    except DamagedBundle:
+        return None
 
 
 def _preprocessor(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -191,6 +206,7 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
     source = {**model.source, "vision": _weights_hash(torch_model, components.PARTS)}
     old = present(out, source, model.name)
     module = components.VisionAndProjector(torch_model)
+    newline = _newline(components, torch_model, stage)
     step(STEPS[2])
     ranges = options.dtype == "fp16"
     traced = export.trace(module, inputs, component="vision", opset=options.opset, ranges=ranges)
@@ -220,7 +236,7 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
         for name in written.files
     ]
     kept = Staged(f"{folder}/references.npz", "vision.references", options.target, "fp32")
-    bundle = publish(out, stage, [*_copied(model.checkpoint, stage), *graph, kept], manifest, old=old)
+    bundle = publish(out, stage, [*_copied(model.checkpoint, stage), *graph, kept, *newline], manifest, old=old)
     added = tuple(a for a in bundle.manifest.artifacts if _is_vision(a) and a.target == options.target)
     return Exported(bundle, options, added, parity, written.scheme, written.why)
 
@@ -248,12 +264,12 @@ def _manifest(model: _Model, old: Manifest | None) -> Manifest:
         return replace(old, tools={**old.tools, **tools})
     context = min(model.spec.text.max_positions, CONTEXT_TOKENS)
     new_tokens = min(RunDefaults().max_new_tokens, max(1, context // 2))
-    # No tiles beside what the family itself cuts, until a plan says how many fit.
+    # The tiles that the family's own rules cut, and no others until a plan says how many fit.
     return checked(
         Manifest(
             schema_version=1, name=model.name, source=dict(model.source), tools=tools, model=model.spec,
-            limits=Limits(max_tiles=0, max_model_len=context),
-            defaults=RunDefaults(tiling="none", max_new_tokens=new_tokens), artifacts=(),
+            limits=Limits(max_tiles=model.spec.geometry.most_tiles, max_model_len=context, max_images=MAX_IMAGES),
+            defaults=RunDefaults(tiling="grid", max_new_tokens=new_tokens), artifacts=(),
         )
     )  # fmt: skip
 
@@ -267,9 +283,42 @@ def _is_distribution(name: str) -> bool:
     return True
 
 
+def _newline(components: Any, torch_model: Any, stage: Path) -> list[Staged]:
+    """The learned vector that ends a row of visual tokens, where the family has one, as a table of one row."""
+    find = getattr(components, "image_newline", None)
+    if find is None:
+        return []
+    from safetensors.numpy import save
+
+    path = stage / NEWLINE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(save({"newline": np.ascontiguousarray(find(torch_model).float().numpy()[None])}))
+    return [Staged(NEWLINE, "vision.newline", "any", "fp32")]
+
+
 def _copied(checkpoint: Checkpoint, stage: Path) -> list[Staged]:
-    """The checkpoint's configuration files, as far as it has them, copied into the stage."""
-    files = [Staged(name, role) for role, name in CONFIGURATION.items() if (checkpoint.root / name).is_file()]
-    for file in files:
-        shutil.copyfile(checkpoint.root / file.path, stage / file.path)
+    """The checkpoint's configuration files, as far as it has them, in the stage.
+
+    What checkpoints keep inside other files gets the file of its own that the runtime reads: the image processor of
+    processor_config.json, and the template of chat_template.json.
+    """
+    files = []
+    inside = {
+        "preprocessor_config": _inside(checkpoint, "processor_config.json", "image_processor", dict),
+        "chat_template": _inside(checkpoint, "chat_template.json", "chat_template", str),
+    }
+    for role, name in CONFIGURATION.items():
+        if (checkpoint.root / name).is_file():
+            shutil.copyfile(checkpoint.root / name, stage / name)
+        elif inside.get(role) is not None:
+            text = inside[role]
+            (stage / name).write_text(text if isinstance(text, str) else json.dumps(text, indent=1), "utf-8")
+        else:
+            continue
+        files.append(Staged(name, role))
     return files
+
+
+def _inside(checkpoint: Checkpoint, name: str, key: str, kind: type) -> Any:
+    value = (checkpoint.optional_json(name) or {}).get(key)
+    return value if isinstance(value, kind) else None

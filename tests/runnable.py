@@ -1,0 +1,315 @@
+"""Checkpoints of every family in miniature that can be asked: tokenizer, processor, and bundles made from them.
+
+A decoder's graph is another part's concern: here the text model of transformers itself stands in for the engine, and runs
+everything it was given again at each step, so that no cache can hide a mistake.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from tests import tiny_vlms
+from tests.exportable import PREPROCESSORS
+from vlm_edge import AskOptions, Pipeline
+from vlm_edge.core import discover
+from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
+from vlm_edge.core.contracts import Backend
+from vlm_edge.pipeline.export import ExportOptions, export_model
+
+STEPS = 24
+SPREAD = 8
+GAP = 1e-3
+"""Below this distance of the two largest logits, rounding may choose the token."""
+MERGED = ("\n\n", "th", "the", "qu")
+MARKERS = [f"<row_{row}_col_{col}>" for row in range(1, 5) for col in range(1, 5)]
+IDEFICS = ["<image>", "<fake_token_around_image>", "<end_of_utterance>"]
+QWEN = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"]
+INTERN = ["<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<|im_start|>", "<|im_end|>"]
+SPECIAL: dict[str, list[str]] = {
+    "llava": ["<image>"],
+    "llava_next": ["<image>"],
+    "internvl": INTERN,
+    "idefics3": [*IDEFICS, "<global-img>", "<|im_start|>", *MARKERS],
+    "idefics2": IDEFICS,
+    "paligemma": ["<image>"],
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+}
+"""Each family's control tokens; the first is its placeholder."""
+NAMED = {
+    "internvl": {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    },
+    "paligemma": {"image_token": "<image>"},
+}  # fmt: skip
+WITHOUT_FIRST = ("internvl", "qwen2_vl", "qwen2_5_vl")
+"""Families whose texts begin with no token of their own."""
+TEXT = {
+    "hidden_size": 60, "intermediate_size": 104, "num_hidden_layers": 5, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
+HEAD_DIM = {"head_dim": 16}
+"""Not 60 / 6; Qwen-VL's decoders have no such setting."""
+ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 2], "rope_theta": 1e4}}
+PREPROCESSOR = {
+    **PREPROCESSORS,
+    "idefics3": PREPROCESSORS["idefics3"] | {"size": {"longest_edge": 84}},
+    "idefics2": PREPROCESSORS["idefics2"] | {"do_image_splitting": True},
+}
+QUESTIONS = ("what is the total?", "quite the\n\nother question: 7")
+
+
+def tokenizer(family: str) -> Tokenizer:
+    """A byte-level BPE of a few merges, and the family's control tokens behind `<s>`, `</s>` and `<pad>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
+    merges = []
+    for word in MERGED:
+        pieces = [symbol for symbol, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(word)]
+        joined = "".join(pieces)
+        for end in range(2, len(joined) + 1):
+            if joined[:end] not in vocab:
+                merges.append((joined[: end - 1], joined[end - 1]))
+                vocab[joined[:end]] = len(vocab)
+    made = Tokenizer(models.BPE(vocab, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>", "<pad>", *SPECIAL[family]])
+    if family not in WITHOUT_FIRST:
+        made.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", special_tokens=[("<s>", 0)])
+    return made
+
+
+def text_config(family: str, *, tied: bool) -> dict[str, Any]:
+    """The decoder's sizes, with as many words as the tokenizer has, and one more that it never gives."""
+    whole = {**TEXT, "vocab_size": tokenizer(family).get_vocab_size() + 1, "tie_word_embeddings": tied}
+    return whole | (ROPE if family.startswith("qwen") else HEAD_DIM)
+
+
+def build(family: str, *, tied: bool = False) -> Any:
+    """The family's model of tests/tiny_vlms.py with this module's decoder."""
+    config = tiny_vlms.FAMILIES[family].model().config
+    kind = config.text_config.model_type
+    plain = config.to_dict()
+    image = tokenizer(family).token_to_id(SPECIAL[family][0])
+    plain["text_config"] = {"model_type": kind, **text_config(family, tied=tied)}
+    plain |= {"tie_word_embeddings": tied, "image_token_id": image, "image_token_index": image}
+    plain |= {"image_seq_length": 4} if family == "internvl" else {}
+    if family.startswith("qwen"):
+        ids = {name: tokenizer(family).token_to_id(token) for name, token in (
+            ("video_token_id", "<|video_pad|>"), ("vision_start_token_id", "<|vision_start|>"),
+            ("vision_end_token_id", "<|vision_end|>"),
+        )}  # fmt: skip
+        plain |= ids
+    model = tiny_vlms.build(
+        transformers.AutoModelForImageTextToText._model_mapping[type(config)].__name__, type(config).from_dict(plain)
+    )
+    model.tie_weights()
+    with torch.no_grad():  # logits of a trained model's spread: fewer of the best two are nearly equal
+        model.get_decoder().norm.weight.mul_(SPREAD)
+    return model
+
+
+@dataclass
+class Runnable:
+    """A family's model, its bundle, and transformers' processor for the same files."""
+
+    family: str
+    model: Any
+    processor: Any
+    bundle: Bundle
+
+    def pipeline(self) -> tuple[Pipeline, TorchEngine]:
+        """A pipeline over the bundle's encoder and the reference decoder."""
+        engine = TorchEngine(self.model)
+        found = discover.backend("onnx")
+        stand_in = Backend("onnx", found.encoder, lambda *_: engine)
+        with_engine, discover.backend = discover.backend, lambda _: stand_in
+        try:
+            return Pipeline.load(self.bundle, device="cpu", threads=1), engine
+        finally:
+            discover.backend = with_engine
+
+    def inputs(self, question: str, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """What transformers' processor makes of a question with its images in front."""
+        pictures = [Image.fromarray(image) for image in images]
+        if self.family == "paligemma":
+            return dict(self.processor([pictures], "<image>" * len(pictures) + question, return_tensors="pt"))
+        content = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
+        return dict(
+            self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True,
+                return_tensors="pt",
+            )
+        )  # fmt: skip
+
+    def generate(self, inputs: Mapping[str, torch.Tensor], steps: int = STEPS) -> tuple[list[int], np.ndarray]:
+        """Greedy tokens of transformers' `generate`, and the logits [steps, V] behind them."""
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        with torch.no_grad():
+            out = self.model.generate(
+                **inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        logits = torch.cat(out.logits).numpy()
+        return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), logits
+
+
+@dataclass
+class TorchEngine:
+    """transformers' text model as an LlmEngine without a cache; it keeps the logits that it gave."""
+
+    model: Any
+    logits: list[np.ndarray] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        self.bidirectional = config.model_type == "paligemma"
+        self.mrope = "qwen" in config.model_type
+        self.embeds = torch.zeros(0, config.get_text_config().hidden_size)
+        self.given = torch.zeros(3, 0, dtype=torch.int64)
+        self.prefix = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.embeds)
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        self.embeds, self.given = self.embeds[:length], self.given[:, :length]
+
+    def forward(self, embeds: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+        assert embeds.dtype == np.float32
+        assert (positions is not None) == self.mrope
+        if not self.length:
+            self.prefix = len(embeds)
+        self.chunks.append(len(embeds))
+        self.embeds = torch.cat([self.embeds, torch.from_numpy(embeds)])
+        if positions is not None:
+            assert positions.dtype == np.int64
+            assert positions.shape == (3, len(embeds))
+            self.given = torch.cat([self.given, torch.from_numpy(positions)], dim=1)
+            self.positions.append(positions)
+        with torch.no_grad():
+            hidden = self.model.get_decoder()(inputs_embeds=self.embeds[None], **self._asked(), use_cache=False)
+            logits = self.model.get_output_embeddings()(hidden.last_hidden_state[0, -1]).numpy()
+        self.logits.append(logits)
+        return logits
+
+    def _asked(self) -> dict[str, torch.Tensor]:
+        if self.mrope:
+            return {"position_ids": self.given[:, None]}
+        if not self.bidirectional:
+            return {}
+        places = torch.arange(self.length)
+        seen = (places[None] <= places[:, None]) | (torch.maximum(places[None], places[:, None]) < self.prefix)
+        bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        return {"attention_mask": bias[None, None], "position_ids": places[None] + 1}
+
+
+def make(family: str, folder: Path, *, tied: bool = False) -> Runnable:
+    """Save a checkpoint into `folder`/checkpoint, export it to `folder`/bundle, and complete that with a decoder's files."""
+    model = build(family, tied=tied)
+    checkpoint, out = folder / "checkpoint", folder / "bundle"
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 2
+    model.save_pretrained(checkpoint)
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR[family]), "utf-8")
+    first = {} if family in WITHOUT_FIRST else {"bos_token": "<s>"}
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(family), eos_token="</s>", pad_token="<pad>", **first,
+        extra_special_tokens=NAMED.get(family, {}),
+    )  # fmt: skip
+    fast.save_pretrained(checkpoint)
+    export_model(checkpoint, out, ExportOptions(threads=1))
+    return Runnable(family, model, processor(family, fast), complete(open_bundle(out), model))
+
+
+def complete(bundle: Bundle, model: Any) -> Bundle:
+    """The bundle with a table of embeddings, and a file where a decoder's graph would be."""
+    (bundle.root / "llm/cpu").mkdir(parents=True, exist_ok=True)
+    save_file(
+        {"embed": model.get_input_embeddings().weight.detach().numpy()}, bundle.root / "llm/embed.safetensors"
+    )
+    (bundle.root / "llm/cpu/model.onnx").write_bytes(b"the engine of these tests needs no graph")
+    added = (
+        reference(bundle.root, "llm/embed.safetensors", role="llm.embedding", dtype="fp32"),
+        reference(bundle.root, "llm/cpu/model.onnx", role="llm.graph", target="cpu", dtype="fp32"),
+    )
+    return write_manifest(bundle.root, replace(bundle.manifest, artifacts=(*bundle.manifest.artifacts, *added)))
+
+
+def processor(family: str, fast: Any) -> Any:
+    """transformers' processor of the family, over its Pillow image processor and the checkpoint's tokenizer."""
+    template = importlib.import_module(f"vlm_edge.models.{family}.prompt").RULES.template
+    name, module, more = PROCESSORS[family]
+    made = importlib.import_module(f"transformers.models.{module}.image_processing_pil_{module}")
+    settings = {key: value for key, value in PREPROCESSOR[family].items() if key != "image_processor_type"}
+    images = getattr(made, f"{IMAGE_CLASSES[module]}ImageProcessorPil")(**settings)
+    kind = getattr(transformers, name)
+    if "video_processor" not in kind.get_attributes():
+        return kind(image_processor=images, tokenizer=fast, chat_template=template, **more)
+    # Its constructor asks for a video processor, which needs torchvision; for images it is not read.
+    kind = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
+    return kind(image_processor=images, tokenizer=fast, video_processor=None, chat_template=template, **more)
+
+
+PROCESSORS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llava": ("LlavaProcessor", "clip", {
+        "patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+    }),
+    "llava_next": ("LlavaNextProcessor", "llava_next", {
+        "patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+    }),
+    "internvl": ("InternVLProcessor", "got_ocr2", {"image_seq_length": 4}),
+    "idefics3": ("Idefics3Processor", "idefics3", {"image_seq_len": 4}),
+    "idefics2": ("Idefics2Processor", "idefics2", {"image_seq_len": 5}),
+    "paligemma": ("PaliGemmaProcessor", "siglip", {}),
+    "qwen2_vl": ("Qwen2VLProcessor", "qwen2_vl", {}),
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "qwen2_vl", {}),
+}  # fmt: skip
+IMAGE_CLASSES = {
+    "clip": "CLIP", "llava_next": "LlavaNext", "got_ocr2": "GotOcr2", "idefics3": "Idefics3", "idefics2": "Idefics2",
+    "siglip": "Siglip", "qwen2_vl": "Qwen2VL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One greedy answer beside transformers': steps that were compared, the first that differed, and whether it was a tie."""
+
+    steps: int
+    mismatch: int | None
+    stopped: bool
+    max_error: float
+
+
+def compare(runnable: Runnable, question: str, images: Sequence[np.ndarray], steps: int = STEPS) -> Compared:
+    """Ask both; stop at the first step where transformers' two best tokens are nearer than GAP."""
+    pipeline, engine = runnable.pipeline()
+    tokens, logits = runnable.generate(runnable.inputs(question, images), steps)
+    pipeline.ask(list(images), question, AskOptions(tiling="grid", reduce="none", max_new_tokens=steps))
+    best = np.sort(logits, axis=1)
+    gaps = best[:, -1] - best[:, -2]
+    error = 0.0
+    for step, token in enumerate(tokens):
+        if gaps[step] < GAP:
+            return Compared(step, None, stopped=True, max_error=error)
+        given = engine.logits[step] if step < len(engine.logits) else None
+        if given is None or int(given.argmax()) != token:
+            return Compared(step, step, stopped=False, max_error=error)
+        error = max(error, float(np.abs(given - logits[step]).max()))
+    return Compared(len(tokens), None, stopped=False, max_error=error)
