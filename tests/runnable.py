@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from vlm_edge.backends.onnx import export, references
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
 from vlm_edge.core.contracts import Backend
+from vlm_edge.core.specs import TextSpec
 from vlm_edge.pipeline import export as export_module
 from vlm_edge.pipeline.export import ExportOptions, export_model
 
@@ -106,24 +107,54 @@ def text_config(family: str, *, tied: bool) -> dict[str, Any]:
     return whole | (ROPE if family.startswith("qwen") else HEAD_DIM)
 
 
-def build(family: str, *, tied: bool = False) -> Any:
-    """The family's model of tests/tiny_vlms.py with this module's decoder."""
-    config = tiny_vlms.FAMILIES[family].model().config
-    kind = config.text_config.model_type
+@dataclass(frozen=True)
+class Variant:
+    """A family with another tower, decoder or way to cut images.
+
+    model: makes one whose decoder is replaced.  preprocessor, processor: what differs in the files of the family.
+    """
+
+    family: str
+    model: Callable[[], Any]
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+
+
+FULL = {"vision_feature_select_strategy": "full"}
+VARIANTS: dict[str, Variant] = {
+    **{family: Variant(family, tiny_vlms.FAMILIES[family].model) for family in SPECIAL},
+    "llava, SigLIP": Variant(
+        "llava", lambda: tiny_vlms.llava(tiny_vlms.SIGLIP, -2, "full"), processor=FULL | {"num_additional_image_tokens": 0}
+    ),
+    "llava, DINOv2": Variant("llava", lambda: tiny_vlms.llava(tiny_vlms.DINO)),
+    "llava, class token kept": Variant("llava", lambda: tiny_vlms.llava(tiny_vlms.CLIP, -2, "full"), processor=FULL),
+    "llava, Qwen2": Variant("llava", tiny_vlms.llava, text={"model_type": "qwen2"}),
+    "smolvlm": Variant("idefics3", lambda: tiny_vlms.idefics3("SmolVLM")),
+    "idefics2, whole images": Variant("idefics2", tiny_vlms.idefics2, {"do_image_splitting": False}),
+    "paligemma 2": Variant("paligemma", tiny_vlms.paligemma, text={"model_type": "gemma2", "query_pre_attn_scalar": 16}),
+}  # fmt: skip
+
+
+def build(name: str, *, tied: bool = False) -> Any:
+    """The variant's model with this module's decoder."""
+    variant = VARIANTS[name]
+    family = variant.family
+    config = variant.model().config
     plain = config.to_dict()
-    image = tokenizer(family).token_to_id(SPECIAL[family][0])
-    plain["text_config"] = {"model_type": kind, **text_config(family, tied=tied)}
+    ids = tokenizer(family).token_to_id
+    image = ids(SPECIAL[family][0])
+    kind = {"model_type": config.text_config.model_type}
+    plain["text_config"] = {**kind, **text_config(family, tied=tied), **variant.text}
     plain |= {"tie_word_embeddings": tied, "image_token_id": image, "image_token_index": image}
     plain |= {"image_seq_length": 4} if family == "internvl" else {}
     if family.startswith("qwen"):
-        ids = {name: tokenizer(family).token_to_id(token) for name, token in (
-            ("video_token_id", "<|video_pad|>"), ("vision_start_token_id", "<|vision_start|>"),
-            ("vision_end_token_id", "<|vision_end|>"),
-        )}  # fmt: skip
-        plain |= ids
-    model = tiny_vlms.build(
-        transformers.AutoModelForImageTextToText._model_mapping[type(config)].__name__, type(config).from_dict(plain)
-    )
+        plain |= {
+            "video_token_id": ids("<|video_pad|>"), "vision_start_token_id": ids("<|vision_start|>"),
+            "vision_end_token_id": ids("<|vision_end|>"),
+        }  # fmt: skip
+    kind = transformers.AutoModelForImageTextToText._model_mapping[type(config)].__name__
+    model = tiny_vlms.build(kind, type(config).from_dict(plain))
     model.tie_weights()
     with torch.no_grad():  # logits of a trained model's spread: fewer of the best two are nearly equal
         model.get_decoder().norm.weight.mul_(SPREAD)
@@ -140,11 +171,17 @@ class Runnable:
     bundle: Bundle
     traced: bool = False
 
-    def pipeline(self) -> tuple[Pipeline, TorchEngine]:
-        """A pipeline over the bundle's encoder and the reference decoder."""
+    def pipeline(self, decoder: Path | None = None) -> tuple[Pipeline, TorchEngine]:
+        """A pipeline over the bundle's encoder and the reference decoder, or over a decoder's graph beside the bundle."""
+        real = discover.backend("onnx")
         engine = TorchEngine(self.model)
-        encoder = discover.backend("onnx").encoder if self.traced else lambda *_: TorchEncoder(self.family, self.model)
-        with patch.object(discover, "backend", lambda _: Backend("onnx", encoder, lambda *_: engine)):
+        encoder = real.encoder if self.traced else lambda *_: TorchEncoder(self.family, self.model)
+
+        def start(_graph: Path, text: TextSpec, target: str, threads: int, context: int) -> TorchEngine:
+            engine.graph = decoder and real.engine(decoder, text, target, threads, context)
+            return engine
+
+        with patch.object(discover, "backend", lambda _: Backend("onnx", encoder, start)):
             return Pipeline.load(self.bundle, device="cpu", threads=1), engine
 
     def inputs(self, question: str, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -175,12 +212,16 @@ class Runnable:
 
 @dataclass
 class TorchEngine:
-    """transformers' text model as an LlmEngine without a cache; it keeps the logits that it gave."""
+    """transformers' text model as an LlmEngine without a cache; it keeps the logits that it gave.
+
+    graph: an engine that is asked in its place.
+    """
 
     model: Any
     logits: list[np.ndarray] = field(default_factory=list)
     positions: list[np.ndarray] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
+    graph: Any = None
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -196,6 +237,8 @@ class TorchEngine:
 
     def rewind(self, length: int) -> None:
         assert 0 <= length <= self.length
+        if self.graph:
+            self.graph.rewind(length)
         self.embeds, self.given = self.embeds[:length], self.given[:, :length]
 
     def forward(self, embeds: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
@@ -210,11 +253,16 @@ class TorchEngine:
             assert positions.shape == (3, len(embeds))
             self.given = torch.cat([self.given, torch.from_numpy(positions)], dim=1)
             self.positions.append(positions)
+        given = () if positions is None else (positions,)
+        self.logits.append(self.graph.forward(embeds, *given) if self.graph else self._computed())
+        return self.logits[-1]
+
+    def _computed(self) -> np.ndarray:
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         with torch.no_grad():
             hidden = self.model.get_decoder()(inputs_embeds=self.embeds[None], **self._asked(), use_cache=False)
-            logits = self.model.get_output_embeddings()(hidden.last_hidden_state[0, -1]).numpy()
-        self.logits.append(logits)
-        return logits
+            logits = self.model.get_output_embeddings()(hidden.last_hidden_state[0, -1])
+            return (cap * torch.tanh(logits / cap) if cap else logits).numpy()
 
     def _asked(self) -> dict[str, torch.Tensor]:
         if self.mrope:
@@ -240,16 +288,17 @@ class TorchEncoder:
             return self.module(**{name: torch.from_numpy(value) for name, value in arrays.items()}).numpy()
 
 
-def make(family: str, folder: Path, *, tied: bool = False, traced: bool = False) -> Runnable:
-    """Save a checkpoint into `folder`/checkpoint, export it to `folder`/bundle, and complete that with a decoder's files.
+def make(name: str, folder: Path, *, tied: bool = False, traced: bool = False) -> Runnable:
+    """Save a variant's checkpoint into `folder`/checkpoint, export it to `folder`/bundle, and complete that with a decoder's files.
 
     traced: make the vision graph too, which takes many times longer than all the rest.
     """
-    model = build(family, tied=tied)
+    variant, model = VARIANTS[name], build(name, tied=tied)
+    family, preprocessor = variant.family, PREPROCESSOR[variant.family] | variant.preprocessor
     checkpoint, out = folder / "checkpoint", folder / "bundle"
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 2
     model.save_pretrained(checkpoint)
-    (checkpoint / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR[family]), "utf-8")
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(preprocessor), "utf-8")
     first = {} if family in WITHOUT_FIRST else {"bos_token": "<s>"}
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer(family), eos_token="</s>", pad_token="<pad>", **first,
@@ -258,7 +307,8 @@ def make(family: str, folder: Path, *, tied: bool = False, traced: bool = False)
     fast.save_pretrained(checkpoint)
     with nullcontext() if traced else without_graph():
         export_model(checkpoint, out, ExportOptions(threads=1))
-    return Runnable(family, model, processor(family, fast), complete(open_bundle(out), model), traced)
+    made = processor(family, fast, preprocessor, variant.processor)
+    return Runnable(family, model, made, complete(open_bundle(out), model), traced)
 
 
 @contextmanager
@@ -295,14 +345,15 @@ def complete(bundle: Bundle, model: Any) -> Bundle:
     return write_manifest(bundle.root, replace(bundle.manifest, artifacts=(*bundle.manifest.artifacts, *added)))
 
 
-def processor(family: str, fast: Any) -> Any:
+def processor(family: str, fast: Any, preprocessor: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
     """transformers' processor of the family, over its Pillow image processor and the checkpoint's tokenizer."""
     template = importlib.import_module(f"vlm_edge.models.{family}.prompt").RULES.template
     name, module, more = PROCESSORS[family]
+    more = {**more, **changes}
     made = importlib.import_module(f"transformers.models.{module}.image_processing_pil_{module}")
-    settings = {key: value for key, value in PREPROCESSOR[family].items() if key != "image_processor_type"}
+    settings = {key: value for key, value in preprocessor.items() if key != "image_processor_type"}
     images = getattr(made, f"{IMAGE_CLASSES[module]}ImageProcessorPil")(**settings)
-    images.image_seq_length = PREPROCESSOR[family].get("image_seq_length")
+    images.image_seq_length = preprocessor.get("image_seq_length")
     kind = getattr(transformers, name)
     if "video_processor" not in kind.get_attributes():
         return kind(image_processor=images, tokenizer=fast, chat_template=template, **more)
@@ -341,9 +392,11 @@ class Compared:
     max_error: float
 
 
-def compare(runnable: Runnable, question: str, images: Sequence[np.ndarray], steps: int = STEPS) -> Compared:
+def compare(
+    runnable: Runnable, question: str, images: Sequence[np.ndarray], steps: int = STEPS, decoder: Path | None = None
+) -> Compared:
     """Ask both; stop at the first step where transformers' two best tokens are nearer than GAP."""
-    pipeline, engine = runnable.pipeline()
+    pipeline, engine = runnable.pipeline(decoder)
     tokens, logits = runnable.generate(runnable.inputs(question, images), steps)
     pipeline.ask(list(images), question, AskOptions(tiling="grid", reduce="none", max_new_tokens=steps))
     best = np.sort(logits, axis=1)

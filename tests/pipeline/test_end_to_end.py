@@ -40,6 +40,11 @@ def test_with_a_head_that_is_the_embedding(family: str, tmp_path: Path) -> None:
     check(runnable.compare(runnable.make(family, tmp_path, tied=True), *ASKED["two images"]))
 
 
+@pytest.mark.parametrize("name", sorted({*runnable.VARIANTS} - {*FAMILIES}))
+def test_with_another_tower_or_decoder(name: str, tmp_path: Path) -> None:
+    check(runnable.compare(runnable.make(name, tmp_path), *ASKED["two images"]))
+
+
 def check(found: Compared) -> None:
     assert found.mismatch is None, found
     assert found.max_error < LOGITS

@@ -154,7 +154,8 @@ class Pipeline:
             stop_reason=reason,
             bundle=self.bundle.manifest.name,
             device=self.device,
-            members=tuple(tuple(int(m) for m in view) for view in first.members),
+            members=tuple(tuple(int(m) for m in view) for view in first.members) if self._family.reducible else (),
+            views=() if self._family.free_tiles else first.boxes,
         )
 
     def _see(

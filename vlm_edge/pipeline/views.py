@@ -30,8 +30,9 @@ CACHED_IMAGES = 4
 class Seen:
     """What is left of an image once it has been encoded: everything that further questions about it need.
 
-    tiles: parts that the model saw beside the whole image, in source px.  runs: embeddings [T, D] for each of the
-    image's places in the prompt.  members: per view, the token that each original token went to.
+    tiles: parts that the model saw beside the whole image, in source px.  runs: embeddings [T, D] for each of the image's
+    places in the prompt.  members: per view, the token that each original token went to.  boxes: what each view shows, in px
+    of what was decoded.  removed: tokens that a reduction took away.
     """
 
     width: int
@@ -40,6 +41,7 @@ class Seen:
     layout: ImageLayout
     runs: tuple[Floats, ...]
     members: tuple[NDArray[np.int32], ...]
+    boxes: tuple[Box, ...]
     removed: int = 0
 
     @property
@@ -173,6 +175,7 @@ def see(
         layout=layout,
         runs=tuple(runs),
         members=tuple(view.members for view in views),
+        boxes=tuple(shown.boxes),
         removed=sum(len(view.members) - len(view) for view in views),
     )
 
