@@ -38,6 +38,11 @@ PREPROCESSORS: dict[str, dict[str, Any]] = {
 def save(family: str, folder: Path, *, seed: int = 0, max_shard_size: str = "50GB") -> Any:
     """Write the family's model into `folder` as transformers does, with its preprocessor file; returns the model."""
     model = tiny_vlms.randomized(tiny_vlms.FAMILIES[family].model(), seed)
+    return save_model(family, model, folder, max_shard_size=max_shard_size)
+
+
+def save_model(family: str, model: Any, folder: Path, *, max_shard_size: str = "50GB") -> Any:
+    """The same for a model of the family that is there already."""
     if family == "internvl":
         model.config.image_seq_length = 4
     model.save_pretrained(folder, max_shard_size=max_shard_size)

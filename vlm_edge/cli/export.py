@@ -33,7 +33,7 @@ Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Checkpoint folder: config.json, preprocessor_config.json, safetensors.")
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
-Component = Annotated[str, typer.Option(help="vision,projector: they become one graph.")]
+Component = Annotated[str, typer.Option(help="vision,projector (they become one graph), llm.")]
 Target = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.", autocompletion=_targets)]
 Dtype = Annotated[str, typer.Option(help="fp32, fp16 or int8 (int8 for cpu only).", autocompletion=_dtypes)]
 Opset = Annotated[int, typer.Option(help="ONNX operator set.")]
@@ -48,10 +48,10 @@ def export(
     opset: Opset = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint's vision tower and projector to ONNX and compare the graph with torch.
+    """Export a checkpoint's vision tower and projector, or its decoder, to ONNX and compare the graph with torch.
 
-    Nothing enters OUT, and the exit code is 1, when the graph differs from torch on pages and noise. A bundle keeps one
-    graph for each target; exporting again replaces it.
+    A graph that differs from torch does not enter OUT, and the exit code is 1. A bundle keeps one graph of each kind for each
+    target; exporting again replaces it. The decoder (--component llm) comes in fp32 or fp16.
 
     Example: vlm-edge export llava-1.5-7b-hf/ out/ --dtype int8
     """

@@ -41,13 +41,18 @@ class LlmEngine(Protocol):
     def forward(self, embeds: Floats, positions: Positions | None = None) -> Floats:
         """Append [L, D] to the cache and return the last position's logits [V]. One call serves prefill and decode.
 
-        positions: time, row and column of each token, int64 [3, L]; required exactly when the decoder has
-        `mrope_sections`.  With `bidirectional_prefix` a prompt is one call, whose tokens all see each other.
+        embeds: as the first layer reads them. What a model does between its table and that layer is the caller's part:
+        Gemma's rows of text are multiplied by sqrt(D), its visual tokens are not.
+        positions: [3, L], time, row and column of each; given exactly when `text.mrope_sections` is not empty.
+        A decoder with `text.bidirectional_prefix` takes its whole prompt in one call at length 0, then single tokens.
         """
         ...
 
     def rewind(self, length: int) -> None:
-        """Forget everything after the first `length` positions."""
+        """Forget everything after the first `length` positions.
+
+        A bidirectional prompt is forgotten whole or not at all: each of its positions has seen all of it.
+        """
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""A checkpoint's vision tower and projector -> a proven graph in a bundle. Needs the `build` extra."""
+"""A checkpoint's parts -> proven graphs in a bundle: tower and projector here, the decoder in export_llm. Needs `build`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from vlm_edge.core.contracts import VlmFamily
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, DamagedBundle, MissingDependency
 from vlm_edge.models.bundle_files import open_tokenizer
+from vlm_edge.pipeline import export_llm
 from vlm_edge.pipeline.calibration import tower_inputs
 
 COMPONENTS = ("vision", "projector")
+"""Those that become one graph, and what is exported when nothing is said."""
+ALL_COMPONENTS = (*COMPONENTS, export_llm.COMPONENT)
 OPSETS = range(18, 24)
 STEPS = (
     "prepare the calibration images",
@@ -93,12 +97,13 @@ class _Model:
 def export_model(
     model: Path, out: Path, options: ExportOptions | None = None, *, on_step: Step | None = None
 ) -> Exported:
-    """Export MODEL's vision tower and projector as one graph, compare it with torch, and enter it into the bundle OUT.
+    """Export MODEL's tower and projector as one graph, its decoder as another; compare each with torch and enter it into OUT.
 
     model: a local checkpoint folder.  out: a new folder, or a bundle of the same model, whose graph for the target is replaced.
-    on_step: called with each of STEPS as it begins.
-    Peak memory: the tower and projector in fp32, and one image's activations.
-    Raises BadInput, MissingDependency, DamagedBundle; CheckFailed when the graph differs from torch. OUT is then as it was.
+    on_step: called with each of STEPS, and of export_llm.STEPS, as it begins.
+    Peak memory: the tower and projector in fp32 and one image's activations; with the decoder, what its builder holds.
+    Raises BadInput, MissingDependency, DamagedBundle; CheckFailed when a graph differs from torch. OUT is then as it was; when a
+    decoder fails that was to come with its tower, the tower stays entered, and the command goes on from there with the decoder.
     """
     options, step = options or ExportOptions(), on_step or (lambda _: None)
     _check_options(options)
@@ -108,19 +113,27 @@ def export_model(
         raise BadInput(f"{out} is the checkpoint itself", remedy="name another folder for the bundle")
     present(out, described.source, described.name)
     _manifest(described, None)
+    with_decoder = export_llm.COMPONENT in options.components
+    if with_decoder:
+        export_llm.check_decoder(options.dtype, options.target, described.spec)
     with locked(out) as stage:
-        return _export(described, out, stage, options, step)
+        seen = _export(described, out, stage, options, step) if {*COMPONENTS} & {*options.components} else None
+        return _export_decoder(described, out, stage, options, step, seen) if with_decoder or seen is None else seen
 
 
 def _check_options(options: ExportOptions) -> None:
-    unknown = [name for name in options.components if name not in COMPONENTS]
-    if unknown:
-        raise BadInput(f"--component {unknown[0]} cannot be exported", remedy=f"use --component {','.join(COMPONENTS)}")
-    if {*options.components} != {*COMPONENTS}:
+    unknown = [name for name in options.components if name not in ALL_COMPONENTS]
+    if unknown or not options.components:
+        raise BadInput(
+            f"--component {(*unknown, '')[0]} cannot be exported", remedy=f"use --component {','.join(ALL_COMPONENTS)}"
+        )
+    if {*options.components} & {*COMPONENTS} not in ({*COMPONENTS}, set()):
         raise BadInput(
             "vision tower and projector are exported as one graph",
             remedy=f"use --component {','.join(COMPONENTS)}",
         )
+    if export_llm.COMPONENT in options.components:
+        export_llm.check_decoder(options.dtype, options.target)
     if options.target not in TARGETS or options.dtype not in DTYPES:
         raise BadInput(
             f"there is no export to {options.dtype} for {options.target}",
@@ -195,6 +208,7 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
     import torch
 
     from vlm_edge.backends.onnx import export
+    from vlm_edge.models.text_weights import text_digest
     from vlm_edge.models.weights import load_parts
 
     components = importlib.import_module(_MODULE_OF_FAMILY.format(model.family.name, "components"))
@@ -205,6 +219,9 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
     torch_model = load_parts(model.checkpoint, components.PARTS, dtype=torch.float32)
     source = {**model.source, "vision": _weights_hash(torch_model, components.PARTS)}
     old = present(out, source, model.name)
+    if old is not None and export_llm.TEXT_SOURCE in old.source and "vision" not in old.source:
+        source[export_llm.TEXT_SOURCE] = text_digest(model.checkpoint)
+        old = present(out, source, model.name)
     module = components.VisionAndProjector(torch_model)
     newline = _newline(components, torch_model, stage)
     step(STEPS[2])
@@ -239,6 +256,35 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
     bundle = publish(out, stage, [*_copied(model.checkpoint, stage), *graph, kept, *newline], manifest, old=old)
     added = tuple(a for a in bundle.manifest.artifacts if _is_vision(a) and a.target == options.target)
     return Exported(bundle, options, added, parity, written.scheme, written.why)
+
+
+def _export_decoder(
+    model: _Model, out: Path, stage: Path, options: ExportOptions, step: Step, seen: Exported | None
+) -> Exported:
+    """Add the decoder to what was exported before it under the same lock, if anything was."""
+    known = {"vision": seen.bundle.manifest.source["vision"]} if seen else {}
+    job = export_llm.DecoderJob(
+        model.checkpoint, model.spec, model.name, {**model.source, **known}, options.target, options.dtype,
+        options.threads or host.real_cores(), manifest=partial(_manifest, model),
+        configuration=partial(_copied, model.checkpoint), vision_hash=partial(_vision_hash, model),
+    )  # fmt: skip
+    done = export_llm.export_decoder(job, out, stage, step)
+    before = seen or Exported(done.bundle, options, (), ())
+    return replace(
+        before,
+        bundle=done.bundle,
+        artifacts=(*before.artifacts, *done.artifacts),
+        parity=(*before.parity, *done.parity),
+    )
+
+
+def _vision_hash(model: _Model) -> str:
+    import torch
+
+    from vlm_edge.models.weights import load_parts
+
+    parts = importlib.import_module(_MODULE_OF_FAMILY.format(model.family.name, "components")).PARTS
+    return _weights_hash(load_parts(model.checkpoint, parts, dtype=torch.float32), parts)
 
 
 def _is_vision(artifact: ArtifactRef) -> bool:

@@ -110,8 +110,11 @@ def measure(
     )
 
 
-def require(parity: Parity, divergence: Divergence | None = None) -> None:
-    """Raise CheckFailed for a parity that is not ok, naming the layer where the graph begins to differ."""
+def require(parity: Parity, divergence: Divergence | None = None, *, remedy: str = "") -> None:
+    """Raise CheckFailed for a parity that is not ok, naming the layer where the graph begins to differ.
+
+    remedy: instead of the one for graphs that torch exported.
+    """
     if parity.ok:
         return
     why = (
@@ -124,7 +127,7 @@ def require(parity: Parity, divergence: Divergence | None = None) -> None:
     cure = {"fp32": "try another --opset, and report the model", "fp16": "export with --dtype fp32"}
     raise CheckFailed(
         f"the {parity.dtype} {parity.component} graph differs from torch: {why}{where}",
-        remedy=cure.get(parity.dtype, "export with --dtype fp16 or fp32"),
+        remedy=remedy or cure.get(parity.dtype, "export with --dtype fp16 or fp32"),
     )
 
 
