@@ -2,9 +2,9 @@
 
 python -m benchmarks.end_to_end [VARIANT...]     a row per variant and decoder; the table goes to benchmarks/results/end_to_end.md
 
-The vision graph is a real fp32 export, run by ONNX Runtime with the family's own preprocessing (`--tiling grid --reduce none`).
-The decoder is transformers' text model without a cache ("torch"), and, where onnxruntime-genai's builder makes one from the
-text model alone, its fp32 graph ("onnx"). A sequence stops early where the two best logits of transformers are nearer than 1e-3.
+Checkpoints go through `vlm-edge export --component vision,projector,llm --dtype fp32` and are asked with `--tiling grid --reduce
+none`, the family's own preprocessing. Decoder "onnx" is the bundle's, "torch" is transformers' text model without a cache behind
+the same vision graph. A sequence stops early where the two best logits of transformers are nearer than 1e-3.
 """
 
 from __future__ import annotations
@@ -22,15 +22,11 @@ import numpy as np
 from tests import runnable
 from tests.exportable import remembering
 from tests.models.pictures import grey, photo
-from tests.runnable import GAP, STEPS, Compared, Runnable
-from vlm_edge.backends.onnx import decoder, export
-from vlm_edge.core.checkpoint import open_checkpoint
-from vlm_edge.models.text_weights import extract_text_model
+from tests.runnable import GAP, STEPS, Compared
+from vlm_edge.backends.onnx import export
 
 OUT = Path(__file__).parent / "results/end_to_end.md"
 SIZES = ((90, 61), (61, 90), (28, 28), (200, 45), (17, 120), (333, 250), (400, 7), (3, 200))
-BUILDABLE = ("llama", "qwen2", "mistral")
-"""Decoders that the builder makes from an extracted text model."""
 HEAD = "| checkpoint | head | decoder | sequences | steps compared | mismatches | early stops | max error of logits |"
 
 
@@ -63,21 +59,12 @@ def questions() -> Iterator[tuple[str, list[np.ndarray]]]:
 
 
 def measured(name: str, *, tied: bool) -> Iterator[str]:
+    head = "embedding" if tied else "own"
     with tempfile.TemporaryDirectory() as folder:
         made = runnable.make(name, Path(folder), tied=tied, traced=True)
-        head = "embedding" if tied else "own"
-        yield row(name, head, "torch", [runnable.compare(made, *asked) for asked in questions()])
-        if made.model.config.get_text_config().model_type in BUILDABLE:
-            graph = build(made, Path(folder))
-            yield row(name, head, "onnx", [runnable.compare(made, *asked, decoder=graph) for asked in questions()])
-
-
-def build(made: Runnable, folder: Path) -> Path:
-    """The decoder's graph, from what the checkpoint stores of it."""
-    extract_text_model(open_checkpoint(folder / "checkpoint"), folder / "text")
-    made.processor.tokenizer.save_pretrained(folder / "text")
-    decoder.build_decoder(folder / "text", folder / "decoder", precision="fp32")
-    return folder / "decoder" / decoder.GRAPH
+        for graph in (False, True):
+            found = [runnable.compare(made, *asked, graph=graph) for asked in questions()]
+            yield row(name, head, "onnx" if graph else "torch", found)
 
 
 def row(name: str, head: str, engine: str, found: list[Compared]) -> str:

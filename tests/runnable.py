@@ -32,7 +32,7 @@ from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
 from vlm_edge.core.contracts import Backend
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.pipeline import export as export_module
-from vlm_edge.pipeline.export import ExportOptions, export_model
+from vlm_edge.pipeline.export import ALL_COMPONENTS, COMPONENTS, ExportOptions, export_model
 
 STEPS = 24
 SPREAD = 8
@@ -69,7 +69,8 @@ TEXT = {
 }  # fmt: skip
 HEAD_DIM = {"head_dim": 16}
 """Not 60 / 6; Qwen-VL's decoders have no such setting."""
-ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 2], "rope_theta": 1e4}}
+MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+ROPE = {"hidden_size": 96, "rope_parameters": MROPE}
 PREPROCESSOR = {
     **PREPROCESSORS,
     "idefics3": PREPROCESSORS["idefics3"] | {"size": {"longest_edge": 84}},
@@ -152,6 +153,8 @@ def build(name: str, *, tied: bool = False) -> Any:
             "video_token_id": ids("<|video_pad|>"), "vision_start_token_id": ids("<|vision_start|>"),
             "vision_end_token_id": ids("<|vision_end|>"),
         }  # fmt: skip
+        width = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"
+        plain["vision_config"] = {**plain["vision_config"], width: plain["text_config"]["hidden_size"]}
     kind = transformers.AutoModelForImageTextToText._model_mapping[type(config)].__name__
     model = tiny_vlms.build(kind, type(config).from_dict(plain))
     model.tie_weights()
@@ -170,14 +173,14 @@ class Runnable:
     bundle: Bundle
     traced: bool = False
 
-    def pipeline(self, decoder: Path | None = None) -> tuple[Pipeline, TorchEngine]:
-        """A pipeline over the bundle's encoder and the reference decoder, or over a decoder's graph beside the bundle."""
+    def pipeline(self, *, graph: bool = False) -> tuple[Pipeline, TorchEngine]:
+        """A pipeline over the bundle's encoder and the reference decoder, or the bundle's own."""
         real = discover.backend("onnx")
         engine = TorchEngine(self.model)
         encoder = real.encoder if self.traced else lambda *_: TorchEncoder(self.family, self.model)
 
-        def start(_graph: Path, text: TextSpec, target: str, threads: int, context: int) -> TorchEngine:
-            engine.graph = decoder and real.engine(decoder, text, target, threads, context)
+        def start(path: Path, text: TextSpec, target: str, threads: int, context: int) -> TorchEngine:
+            engine.graph = real.engine(path, text, target, threads, context) if graph else None
             return engine
 
         with patch.object(discover, "backend", lambda _: Backend("onnx", encoder, start)):
@@ -210,9 +213,9 @@ class Runnable:
 
 
 def make(name: str, folder: Path, *, tied: bool = False, traced: bool = False) -> Runnable:
-    """Save a variant's checkpoint into `folder`/checkpoint, export it to `folder`/bundle, and complete that with a decoder's files.
+    """Save a variant's checkpoint into `folder`/checkpoint and export it to `folder`/bundle.
 
-    traced: make the vision graph too, which takes many times longer than all the rest.
+    traced: with both graphs, which takes many times longer than all the rest; otherwise with files that stand for them.
     """
     variant, model = VARIANTS[name], build(name, tied=tied)
     family, preprocessor = variant.family, PREPROCESSOR[variant.family] | variant.preprocessor
@@ -227,9 +230,9 @@ def make(name: str, folder: Path, *, tied: bool = False, traced: bool = False) -
     )  # fmt: skip
     fast.save_pretrained(checkpoint)
     with nullcontext() if traced else without_graph():
-        export_model(checkpoint, out, ExportOptions(threads=1))
-    made = processor(family, fast, preprocessor, variant.processor)
-    return Runnable(family, model, made, complete(open_bundle(out), model), traced)
+        export_model(checkpoint, out, ExportOptions(ALL_COMPONENTS if traced else COMPONENTS, threads=1))
+    bundle = open_bundle(out) if traced else complete(open_bundle(out), model)
+    return Runnable(family, model, processor(family, fast, preprocessor, variant.processor), bundle, traced)
 
 
 @contextmanager
@@ -314,10 +317,10 @@ class Compared:
 
 
 def compare(
-    runnable: Runnable, question: str, images: Sequence[np.ndarray], steps: int = STEPS, decoder: Path | None = None
+    runnable: Runnable, question: str, images: Sequence[np.ndarray], steps: int = STEPS, *, graph: bool = False
 ) -> Compared:
     """Ask both; stop at the first step where transformers' two best tokens are nearer than GAP."""
-    pipeline, engine = runnable.pipeline(decoder)
+    pipeline, engine = runnable.pipeline(graph=graph)
     tokens, logits = runnable.generate(runnable.inputs(question, images), steps)
     pipeline.ask(list(images), question, AskOptions(tiling="grid", reduce="none", max_new_tokens=steps))
     best = np.sort(logits, axis=1)

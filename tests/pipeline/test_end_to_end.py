@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import runnable
 from tests.models.pictures import photo
@@ -53,13 +55,21 @@ def check(found: Compared) -> None:
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_prompts_are_those_of_the_processor(made: Runnable, name: str) -> None:
+def test_prompts_and_positions_are_those_of_the_processor(made: Runnable, name: str) -> None:
+    """The engine itself asserts that positions come exactly where a decoder takes them."""
     question, images = ASKED[name]
-    pipeline, _ = made.pipeline()
+    pipeline, engine = made.pipeline()
     layouts = [made.bundle.manifest.model.geometry.layout((image.shape[1], image.shape[0])) for image in images]
-    expected = made.inputs(question, images)["input_ids"][0].tolist()
+    inputs = made.inputs(question, images)
+    expected = inputs["input_ids"][0].tolist()
     assert expanded(pipeline._prompt, question, layouts) == expected
-    assert pipeline.ask(images, question, AskOptions(max_new_tokens=1)).tokens.prompt == len(expected)
+    assert pipeline.ask(images, question, AskOptions(max_new_tokens=3)).tokens.prompt == len(expected)
+    if not engine.mrope:
+        return
+    places, delta = made.model.model.get_rope_index(**{k: v for k, v in inputs.items() if k != "pixel_values"})
+    np.testing.assert_array_equal(engine.positions[0], places[:, 0].numpy())
+    for step, given in enumerate(engine.positions[1:]):
+        np.testing.assert_array_equal(given, np.full((3, 1), len(expected) + step + int(delta)))
 
 
 def expanded(prompt, question: str, layouts: list[ImageLayout]) -> list[int]:
@@ -76,22 +86,6 @@ def expanded(prompt, question: str, layouts: list[ImageLayout]) -> list[int]:
     for token in prompt.tokens(question, layouts):
         tokens += [token] * (next(waiting) if token == prompt.image_id else 1)
     return tokens
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_positions_are_those_of_get_rope_index(made: Runnable, name: str) -> None:
-    pipeline, engine = made.pipeline()
-    question, images = ASKED[name]
-    pipeline.ask(images, question, AskOptions(max_new_tokens=4))
-    if not made.family.startswith("qwen"):
-        assert engine.positions == []
-        return
-    inputs = made.inputs(question, images)
-    expected, delta = made.model.model.get_rope_index(**{k: v for k, v in inputs.items() if k != "pixel_values"})
-    np.testing.assert_array_equal(engine.positions[0], expected[:, 0].numpy())
-    length = inputs["input_ids"].shape[1]
-    for step, given in enumerate(engine.positions[1:]):
-        np.testing.assert_array_equal(given, np.full((3, 1), length + step + int(delta)))
 
 
 def test_a_second_question_reuses_what_the_decoder_may_keep(made: Runnable) -> None:
@@ -139,7 +133,8 @@ def test_more_tiles_than_allowed_are_refused_before_the_image_is_decoded(
     monkeypatch.setattr("vlm_edge.vision.sources.load_image", lambda *_, **__: pytest.fail("decoded"))
     layout = made.bundle.manifest.model.geometry.layout((200, 90))
     if layout.views <= 2:
-        pytest.skip("this family shows the image in one view, or in two")
+        assert made.bundle.manifest.limits.max_tiles <= 2
+        return
     with pytest.raises(BadInput, match="is cut into") as caught:
         pipeline.ask(photo(200, 90), QUESTIONS[0], AskOptions(max_tiles=1))
     assert f"--max-tiles {layout.views - 1}" in caught.value.remedy
@@ -155,3 +150,24 @@ def test_more_visual_tokens_than_the_context_holds_are_refused_before_the_image_
     context = made.bundle.manifest.limits.max_model_len
     with pytest.raises(BadInput, match=f"context is {context}"):
         pipeline.ask(photo(200, 90), "?", AskOptions(max_new_tokens=context - text - visual + 1))
+
+
+@pytest.mark.slow
+def test_the_command_line_answers_from_a_bundle_with_both_graphs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through files alone: nothing here stands in for anything."""
+    from vlm_edge.cli.main import execute
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = runnable.make("llava_next", tmp_path, traced=True)
+    question, images = ASKED["two images"]
+    paths = [tmp_path / f"{number}.png" for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    options = ["--tiling", "grid", "--reduce", "none", "--max-new-tokens", str(runnable.STEPS), "--json"]
+    assert execute(["run", *map(str, paths), question, "--bundle", str(made.bundle.root), *options]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    tokens, _ = made.generate(made.inputs(question, images))
+    assert shown["answer"] == made.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert shown["tokens"]["generated"] == len(tokens)
