@@ -23,6 +23,8 @@ import transformers
 
 from tests import exportable, tiny_vlms
 from vlm_edge.backends.onnx import decoder
+from vlm_edge.core import discover
+from vlm_edge.core.specs import TextSpec
 
 HEAD_DIM, WINDOW = 16, 24
 TEXT = {
@@ -86,6 +88,12 @@ def builder_in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder.subprocess, "run", run)
         yield
+
+
+def spec(family: str, kind: str = "", **options: Any) -> TextSpec:
+    """Such a decoder's sizes."""
+    config = vlm(family, kind, **options).config.to_dict()
+    return discover.family_of(config).spec(config).text
 
 
 def save(family: str, folder: Path, kind: str = "", **options: Any) -> Any:

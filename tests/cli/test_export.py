@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import exportable
+from tests import exportable, tiny_decoders
 from tests.cli.program import VLM_EDGE, in_checkout
 from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.backends.onnx import parity
 from vlm_edge.cli.main import execute
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.pipeline.export import DTYPES, OPSET, STEPS, TARGETS
+from vlm_edge.pipeline.export_llm import STEPS as DECODER_STEPS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,3 +141,26 @@ def test_killed_in_the_middle_it_leaves_the_bundle_as_it_was(moment: str, tiny: 
     assert not [path.name for path in exported.iterdir() if path.name.startswith(".export-")]
     graphs = [a.dtype for a in open_bundle(exported).manifest.artifacts if a.role == "vision.graph"]
     assert graphs == ["int8"]
+
+
+def test_a_decoder_with_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_decoders.save("llava", tmp_path / "tiny", "llama")
+    words = ["export", str(tmp_path / "tiny"), str(tmp_path / "out"), "--component", "llm"]
+    with tiny_decoders.builder_in_process():
+        assert execute(words) == 0
+        shown = capsys.readouterr()
+        assert shown.err.splitlines() == list(DECODER_STEPS)
+        assert "llm/cpu/model.onnx.data" in shown.out
+        assert "llm/cpu relative_error: " in shown.out
+        assert execute([*words, "--dtype", "fp16", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["components"] == ["llm"]
+    assert {"llm.graph", "llm.embedding", "llm.references"} < {artifact["role"] for artifact in found["artifacts"]}
+
+
+def test_a_decoder_in_eight_bits_is_quantizes_work(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert execute(["export", str(tiny), str(tmp_path / "out"), "--component", "llm", "--dtype", "int8"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: export writes no int8 decoder"
+    assert lines[1].startswith("fix: use vlm-edge quantize")
+    assert len(lines) == 2

@@ -88,7 +88,7 @@ def entry(**fields: object) -> Callable[[Header], None]:
         lambda _: {"__metadata__": {}},
         lambda header: header.update(second=header["embed"]),
         lambda header: header["embed"].pop("shape") and None,
-        entry(dtype="BF16"),
+        entry(dtype="F64"),
         entry(dtype="I64"),
         entry(dtype=["F16"]),
         entry(shape=[128]),

@@ -232,7 +232,9 @@ def test_a_bad_checkpoint_is_refused_and_nothing_is_written(damage: Any, message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ExportOptions(components=("llm",)), "--component llm"),
+        (ExportOptions(components=("audio",)), "--component audio"),
+        (ExportOptions(components=()), "--component"),
+        (ExportOptions(components=("vision", "llm")), "one graph"),
         (ExportOptions(components=("vision",)), "one graph"),
         (ExportOptions(target="npu"), "npu"),
         (ExportOptions(dtype="fp8"), "fp8"),

@@ -20,6 +20,7 @@ from vlm_edge.backends.onnx import parity  # noqa: E402
 from vlm_edge.backends.onnx.decoder import build_decoder  # noqa: E402
 from vlm_edge.backends.onnx.engine import OnnxEngine  # noqa: E402
 from vlm_edge.backends.onnx.parity import relative_error  # noqa: E402
+from vlm_edge.backends.onnx.session import available_targets  # noqa: E402
 from vlm_edge.core import discover  # noqa: E402
 from vlm_edge.core.checkpoint import open_checkpoint  # noqa: E402
 from vlm_edge.core.specs import TextSpec  # noqa: E402
@@ -41,8 +42,8 @@ class Built:
     graph: Path
     text: TextSpec
 
-    def engine(self) -> OnnxEngine:
-        return OnnxEngine(self.graph, self.text, target="cpu", threads=1, context=CONTEXT)
+    def engine(self, target: str = "cpu") -> OnnxEngine:
+        return OnnxEngine(self.graph, self.text, target=target, threads=1, context=CONTEXT)
 
 
 Make = Callable[..., Built]
@@ -213,13 +214,28 @@ def test_positions_are_given_where_they_are_taken_and_nowhere_else(make: Make) -
     assert three.length == plain.length == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llava", "paligemma", "qwen2_5_vl"])
+def test_decoders_on_a_gpu(family: str, make: Make) -> None:
+    if "cuda" not in available_targets():
+        pytest.skip("ONNX Runtime here has no CUDA provider")
+    built = make(family, precision="fp16", tied=False)
+    embeds, sizes = tiny_decoders.embeddings(48, built.text.hidden), (40, *[1] * 8)
+    positions = axes(48) if built.text.mrope_sections else None
+    options: dict[str, Any] = {"token_type_ids": prefix(48, 40)} if built.text.bidirectional_prefix else {}
+    if positions is not None:
+        options["position_ids"] = torch.from_numpy(positions[:, None])
+    measured = fed(built.engine("cuda"), embeds, sizes, positions)
+    assert worst(measured, transformers_logits(built, embeds, **options), sizes) < LIMITS["fp16"]
+
+
 def test_graphs_whose_inputs_would_not_be_fed_are_refused(make: Make) -> None:
     three, plain = make("qwen2_5_vl", tied=False), make("llava", "llama", tied=False)
     bare = TextSpec(**{name: getattr(three.text, name) for name in BARE})
     with pytest.raises(DamagedBundle, match="takes position_ids too"):
         OnnxEngine(three.graph, bare, target="cpu", threads=1, context=8)
+    sizes = {name: getattr(plain.text, name) for name in BARE}
     with pytest.raises(DamagedBundle, match="has no position_ids"):
-        sizes = {name: getattr(plain.text, name) for name in BARE}
         OnnxEngine(plain.graph, TextSpec(**sizes, mrope_sections=(2, 3, 3)), target="cpu", threads=1, context=8)
 
 

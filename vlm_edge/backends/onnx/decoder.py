@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge.backends.onnx.attention import set_attention
+from vlm_edge.backends.onnx.offset_norms import OFFSET_NORMS, restore_norms
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import BadInput, CheckFailed, MissingDependency
 
@@ -42,7 +43,8 @@ def build_decoder(text_dir: Path, out: Path, *, precision: str, text: TextSpec |
     """Turn a text model's folder (config.json, safetensors) into a decoder graph with onnxruntime-genai's builder.
 
     out: becomes a folder with the graph and its weights.  precision: `int4` (round to nearest, block 128, lm_head included), `fp32`
-    or `fp16`.  text: sets windows and directions of attention; without it they stay as the builder made them.
+    or `fp16`.  text: sets what the builder gets wrong, attention's windows and
+    directions and Gemma's norms; without it the graph stays as it was made.
     Disk: the graph's weights, beside `out`.  Memory: the builder holds the text model as stored, and one tensor converted.
     Returns the names of the files written.  Raises MissingDependency without the builder, BadInput where it refuses the model,
     CheckFailed when it left out or mistook the lm_head.
@@ -66,7 +68,7 @@ def build_decoder(text_dir: Path, out: Path, *, precision: str, text: TextSpec |
             raise BadInput(
                 f"onnxruntime-genai's builder failed: {last}", remedy="see whether its version supports this decoder"
             )
-        _finish(Path(folder) / GRAPH, text)
+        _finish(Path(folder), text_dir, text)
         out.mkdir(exist_ok=True)
         for name in (DATA, GRAPH):
             (Path(folder) / name).replace(out / name)
@@ -86,14 +88,17 @@ def _with_tokenizer(text_dir: Path) -> Iterator[Path]:
         yield folder
 
 
-def _finish(graph: Path, text: TextSpec | None) -> None:
+def _finish(folder: Path, text_dir: Path, text: TextSpec | None) -> None:
     import onnx
 
-    model = onnx.load(str(graph), load_external_data=False)
+    model = onnx.load(str(folder / GRAPH), load_external_data=False)
     _check_head(model)
-    if text is not None:
-        set_attention(model, text)
-        onnx.save(model, str(graph))
+    if text is None:
+        return
+    set_attention(model, text)
+    if text.architecture in OFFSET_NORMS:
+        restore_norms(model, folder, text_dir, text)
+    onnx.save(model, str(folder / GRAPH))
 
 
 def _check_head(model: Any) -> None:
