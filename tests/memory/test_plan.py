@@ -211,3 +211,12 @@ def test_a_tower_for_any_size_is_planned_by_the_images_own() -> None:
 def test_no_image_needs_no_encoder() -> None:
     plan = plan_run(SMALL, ARTIFACTS, Load((), 0, 50, layouts=()), budget_bytes=1 << 40)
     assert plan.visual_tokens == 0
+
+
+def test_a_prompt_that_sees_all_of_itself_is_read_in_one_piece() -> None:
+    def prefill(model: ModelSpec) -> int:
+        plan = plan_run(model, ARTIFACTS, Load((9000,), 0, 4096), budget_bytes=1 << 40)
+        return next(item.bytes for item in plan.items if item.name == "prefill.activations")
+
+    whole = replace(SMALL, text=replace(SMALL.text, bidirectional_prefix=True))
+    assert prefill(whole) == 8 * prefill(SMALL) == formulas.prefill_activation_bytes(SMALL.text, tokens=4096)

@@ -77,6 +77,8 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
     """
     visual, encode, how = _encoding(model, load)
     context = load.context_tokens
+    # Tokens that see all of their prompt are read in one piece.
+    chunk = context if model.text.bidirectional_prefix else min(context, PREFILL_CHUNK)
     always = PHASES
     later = PHASES[1:]
     llm = sum(size for role, size in artifact_bytes.items() if role.startswith("llm.graph"))
@@ -111,9 +113,9 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
         ),
         PlanItem(
             "prefill.activations",
-            formulas.prefill_activation_bytes(model.text, tokens=min(context, PREFILL_CHUNK)),
+            formulas.prefill_activation_bytes(model.text, tokens=chunk),
             ("prefill",),
-            f"chunks of {PREFILL_CHUNK}",
+            f"chunks of {chunk}",
             "bound",
         ),
         PlanItem("logits", 4 * model.text.vocab, ("prefill", "decode"), "last position, fp32", "exact"),

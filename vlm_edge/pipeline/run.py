@@ -318,7 +318,7 @@ def choose_device(bundle: Bundle, device: str) -> str:
     if not bundle.targets():
         raise DamagedBundle(
             f"bundle {bundle.manifest.name} has no decoder: its vision part alone was exported",
-            remedy="`export` makes no decoder yet; vlm_edge.pipeline.build.build_bundle makes whole bundles of LLaVA checkpoints",
+            remedy=f"add it: vlm-edge export MODEL {bundle.root} --component llm",
         )
     from vlm_edge.backends.onnx.session import available_targets
 
