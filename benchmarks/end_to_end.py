@@ -1,6 +1,6 @@
 """Greedy answers of every family's tiny random checkpoint, pipeline against transformers' `generate`.
 
-python -m benchmarks.end_to_end [VARIANT...]     a row per variant and decoder; the table goes to benchmarks/results/end_to_end.md
+python -m benchmarks.end_to_end [VARIANT...]     rows go to benchmarks/results/end_to_end.md, a row per variant and decoder
 
 Checkpoints go through `vlm-edge export --component vision,projector,llm --dtype fp32` and are asked with `--tiling grid --reduce
 none`, the family's own preprocessing. Decoder "onnx" is the bundle's, "torch" is transformers' text model without a cache behind
@@ -31,23 +31,27 @@ HEAD = "| checkpoint | head | decoder | sequences | steps compared | mismatches 
 
 
 def main(names: list[str]) -> None:
-    rows = [HEAD, "|" + " --- |" * HEAD.count(" | ") + " --- |"]
-    print("\n".join(rows), flush=True)
+    tools = ("torch", "transformers", "onnxruntime", "onnxruntime-genai")
+    versions = ", ".join(f"{tool} {metadata.version(tool)}" for tool in tools)
+    said = (__doc__ or "").partition("\n\n")[0]
+    about = f"{said}\n\n`python -m benchmarks.end_to_end`, {datetime.date.today()}, {versions}; {STEPS} steps, gap {GAP}.\n\n"
+    head = f"{about}{HEAD}\n|{' --- |' * (HEAD.count('|') - 1)}\n"
+    before = OUT.read_text("utf-8") if OUT.is_file() else ""
+    rows = before.removeprefix(head).splitlines() if before.startswith(head) else []
+    print(HEAD)
     with patch.object(export, "trace", remembering(export.trace, {})):
         for name in names or runnable.VARIANTS:
-            for tied in (False, True):
+            # Whether the head is the embedding does not concern a tower: variants have it once.
+            for tied in (False, True) if name in runnable.SPECIAL else (False,):
                 for row in measured(name, tied=tied):
-                    rows.append(row)
                     print(row, flush=True)
-    tools = ", ".join(
-        f"{tool} {metadata.version(tool)}" for tool in ("torch", "transformers", "onnxruntime", "onnxruntime-genai")
-    )
-    said = (__doc__ or "").partition("\n\n")[0]
-    about = (
-        f"{said}\n\n`python -m benchmarks.end_to_end`, {datetime.date.today()}, {tools}; {STEPS} steps, gap {GAP}.\n"
-    )
-    if not names:
-        OUT.write_text(about + "\n" + "\n".join(rows) + "\n", "utf-8")
+                    rows = [*(old for old in rows if subject(old) != subject(row)), row]
+                    OUT.write_text(head + "\n".join(sorted(rows, key=subject)) + "\n", "utf-8")
+
+
+def subject(row: str) -> list[str]:
+    """What a row is about: checkpoint, head and decoder."""
+    return row.split("|")[1:4]
 
 
 def questions() -> Iterator[tuple[str, list[np.ndarray]]]:
