@@ -15,6 +15,7 @@ from tests.runnable import QUESTIONS, Compared, Runnable
 from vlm_edge import AskOptions
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput
+from vlm_edge.vision.sources import load_image
 
 FAMILIES = tuple(runnable.SPECIAL)
 ASKED = {
@@ -150,6 +151,15 @@ def test_more_visual_tokens_than_the_context_holds_are_refused_before_the_image_
     context = made.bundle.manifest.limits.max_model_len
     with pytest.raises(BadInput, match=f"context is {context}"):
         pipeline.ask(photo(200, 90), "?", AskOptions(max_new_tokens=context - text - visual + 1))
+
+
+def test_an_image_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header gave six tiles and a prompt for them."""
+    pipeline, _ = runnable.make("idefics3", tmp_path).pipeline()
+    smaller = load_image(photo(30, 200))
+    monkeypatch.setattr("vlm_edge.vision.sources.load_image", lambda *_, **__: smaller)
+    with pytest.raises(BadInput, match="changed while it was read"):
+        pipeline.ask(photo(90, 61), QUESTIONS[0])
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from vlm_edge.core.bundle import open_bundle
 from vlm_edge.errors import VlmEdgeError
 
 FAMILIES = tuple(runnable.SPECIAL)
-MANIFESTS, CONTENTS = 40, 24
+MANIFESTS, CONTENTS = 24, 12
 IMAGE = noise(61, 90)
 
 

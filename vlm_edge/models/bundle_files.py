@@ -52,8 +52,8 @@ def _has(bundle: Bundle, role: str) -> bool:
     return any(artifact.role == role for artifact in bundle.manifest.artifacts)
 
 
-def settings(read: Callable[..., T], *sources: Mapping[str, Any]) -> T:
-    """What a function that reads a checkpoint's files makes of a bundle's copies of them."""
+def settings(read: Callable[..., T], *sources: Any) -> T:
+    """What a function that reads a checkpoint's files makes of a bundle's copies of them; its BadInput is DamagedBundle."""
     try:
         return read(*sources)
     except BadInput as cause:

@@ -32,7 +32,7 @@ class FamilyRules:
     """A family's readers of a checkpoint's files, and its own prompt.
 
     spec, settings, prepare: of the family's spec.py and images.py.  template: the chat template of checkpoints without one.
-    refine: settings as the model's sizes and, where it is at hand, its tokenizer complete them.
+    refine: settings as the model's sizes and, where it is at hand, its tokenizer complete them; may raise BadInput.
     """
 
     spec: Callable[[Config], ModelSpec]
@@ -83,7 +83,7 @@ class FamilyPrompt:
         settings = bundle_files.settings(
             rules.settings, config, bundle_files.read_object(bundle, "preprocessor_config")
         )
-        settings = self.completed(bundle, rules.refine(settings, told, tokenizer))
+        settings = self.completed(bundle, bundle_files.settings(rules.refine, settings, told, tokenizer))
         bundle_files.check_sizes(bundle, told, settings.geometry)
         self.tokenizer = tokenizer
         self.views = FamilyViews(rules, settings)

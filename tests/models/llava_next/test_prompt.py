@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from tests import runnable
 from tests.runnable import Runnable
 from vlm_edge.core.bundle import open_bundle
-from vlm_edge.errors import DamagedBundle
+from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.models.llava_next.prompt import LlavaNextPrompt
+from vlm_edge.pipeline.export import export_model
 
 SIZES = [(90, 61), (61, 90), (28, 28), (300, 20), (3, 200), (56, 28), (1, 1), (57, 28), (2000, 1), (1, 2000)]
 """(width, height); the thinnest leave no row or column of tiles' tokens."""
@@ -62,3 +65,15 @@ def test_a_newline_of_another_width_is_refused(tmp_path: Path) -> None:
         LlavaNextPrompt(made.bundle)
     with pytest.raises(DamagedBundle, match="newline"):
         open_bundle(made.bundle.root)
+
+
+def test_a_class_token_in_the_grid_is_refused_when_the_bundle_is_made(tmp_path: Path) -> None:
+    made = runnable.make("llava_next", tmp_path)
+    path = tmp_path / "checkpoint/config.json"
+    plain = json.loads(path.read_text()) | {"vision_feature_select_strategy": "full"}
+    path.write_text(json.dumps(plain))
+    with pytest.raises(BadInput, match="17 tokens of a view"):
+        export_model(tmp_path / "checkpoint", tmp_path / "new")
+    shutil.copy(path, made.bundle.root / "config.json")
+    with pytest.raises(DamagedBundle, match="17 tokens of a view"):
+        LlavaNextPrompt(made.bundle)

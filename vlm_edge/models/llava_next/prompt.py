@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import Floats
 from vlm_edge.core.geometry import ImageLayout
+from vlm_edge.core.specs import ModelSpec
+from vlm_edge.errors import BadInput
 from vlm_edge.models import bundle_files
-from vlm_edge.models.llava_next.images import prepare, settings_from
+from vlm_edge.models.llava_next.images import ImageSettings, prepare, settings_from
 from vlm_edge.models.llava_next.spec import spec_from_config
 from vlm_edge.models.prompts import FamilyPrompt, FamilyRules
 
@@ -19,7 +22,20 @@ DEFAULT_TEMPLATE = (
     "{% if part.type == 'image' %}{{ '<image>\n' }}{% else %}{{ part.text }}{% endif %}{% endfor %} [/INST]{% endfor %}"
 )
 """The form of LLaVA-1.6 with Mistral, as transformers documents it, for checkpoints without a template."""
-RULES = FamilyRules(spec_from_config, settings_from, prepare, DEFAULT_TEMPLATE)
+
+
+def gridded(settings: ImageSettings, spec: ModelSpec, _tokenizer: Any) -> ImageSettings:
+    """The settings themselves; raises BadInput where the features of a view make no grid that tiles could be joined to."""
+    if spec.geometry.grid != settings.geometry.grid:
+        raise BadInput(
+            f"config.json: vision_feature_select_strategy leaves {spec.geometry.tokens_per_view} tokens of a view, which are no "
+            f"grid of {settings.geometry.grid[0]} x {settings.geometry.grid[1]}",
+            remedy="correct the checkpoint's config.json: `default` drops the class token",
+        )
+    return settings
+
+
+RULES = FamilyRules(spec_from_config, settings_from, prepare, DEFAULT_TEMPLATE, gridded)
 
 
 class LlavaNextPrompt(FamilyPrompt):
