@@ -308,12 +308,16 @@ IMAGE_CLASSES = {
 
 @dataclass(frozen=True)
 class Compared:
-    """One greedy answer beside transformers': steps that were compared, the first that differed, and whether it was a tie."""
+    """One greedy answer beside transformers': steps that were compared, the first that differed, whether a tie ended it.
+
+    max_error: of the logits of those steps, of which the largest is `largest`.
+    """
 
     steps: int
     mismatch: int | None
     stopped: bool
     max_error: float
+    largest: float
 
 
 def compare(
@@ -325,12 +329,12 @@ def compare(
     pipeline.ask(list(images), question, AskOptions(tiling="grid", reduce="none", max_new_tokens=steps))
     best = np.sort(logits, axis=1)
     gaps = best[:, -1] - best[:, -2]
-    error = 0.0
+    error, largest = 0.0, float(np.abs(logits).max())
     for step, token in enumerate(tokens):
         if gaps[step] < GAP:
-            return Compared(step, None, stopped=True, max_error=error)
+            return Compared(step, None, True, error, largest)
         given = engine.logits[step] if step < len(engine.logits) else None
         if given is None or int(given.argmax()) != token:
-            return Compared(step, step, stopped=False, max_error=error)
+            return Compared(step, step, False, error, largest)
         error = max(error, float(np.abs(given - logits[step]).max()))
-    return Compared(len(tokens), None, stopped=False, max_error=error)
+    return Compared(len(tokens), None, False, error, largest)

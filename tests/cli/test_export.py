@@ -84,8 +84,8 @@ def test_a_graph_that_differs_ends_with_1_and_nothing_is_entered(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--component", "llm"], "--component llm cannot be exported"),
-        (["--component", "vision, projector,llm"], "--component llm cannot be exported"),
+        (["--component", "tower"], "--component tower cannot be exported"),
+        (["--component", "vision, projector,head"], "--component head cannot be exported"),
         (["--dtype", "int4"], "no export to int4 for cpu"),
         (["--target", "npu"], "no export to fp32 for npu"),
     ],
@@ -113,7 +113,7 @@ def test_run_says_that_there_is_no_decoder(exported: Path, capsys: pytest.Captur
     assert execute(["run", str(page), "what is the total?", "--bundle", str(exported)]) == 2
     error, fix = capsys.readouterr().err.splitlines()
     assert "has no decoder" in error
-    assert "build_bundle" in fix
+    assert f"vlm-edge export MODEL {exported} --component llm" in fix
 
 
 def visible(folder: Path) -> dict[str, bytes]:

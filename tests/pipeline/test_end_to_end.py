@@ -24,8 +24,8 @@ ASKED = {
     "wide strip": (QUESTIONS[1], [photo(400, 7, 3)]),
     "tall strip": (QUESTIONS[0], [photo(3, 200, 4)]),
 }
-LOGITS = 2e-4
-"""Of logits of up to about 30, through two times five layers in another order of operations."""
+LOGITS = 1e-5
+"""Share of the largest logit, behind two times five layers in another order of operations."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -50,7 +50,7 @@ def test_with_another_tower_or_decoder(name: str, tmp_path: Path) -> None:
 
 def check(found: Compared) -> None:
     assert found.mismatch is None, found
-    assert found.max_error < LOGITS
+    assert found.max_error < LOGITS * found.largest
     # These seeds give no tie; one that came with other versions would make the test shorter than it says.
     assert not found.stopped
 
@@ -100,7 +100,7 @@ def test_a_second_question_reuses_what_the_decoder_may_keep(made: Runnable) -> N
     assert again.timings_ms["vision"] == 0
     fresh, alone = made.pipeline()
     assert fresh.ask(images, other, options).text == again.text
-    np.testing.assert_allclose(engine.logits[0], alone.logits[0], atol=LOGITS)
+    np.testing.assert_allclose(engine.logits[0], alone.logits[0], atol=LOGITS * np.abs(alone.logits[0]).max())
     kept = alone.chunks[0] - engine.chunks[0]
     assert kept == 0 if made.family == "paligemma" else kept > again.tokens.visual_after
 
