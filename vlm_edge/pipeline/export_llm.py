@@ -195,7 +195,7 @@ def _references(
 def _gate(job: DecoderJob, graph: Path, references: decoder_parity.DecoderReferences) -> tuple[ParityResult, ...]:
     """On the CPU, whatever the target: the machine that exports need not have the other. Raises CheckFailed."""
     context = PROMPT_TOKENS + DECODED_TOKENS
-    engine = OnnxEngine(graph, job.spec.text, target="cpu", threads=job.threads, context=context)
+    engine = OnnxEngine(graph, job.spec.text, target="cpu", threads=job.threads, context=context, mapped=True)
     parity = decoder_parity.compare(engine, references, job.dtype)
     # fp16 fails where a model's activations leave its range, which for some decoders they do.
     require(parity, remedy="export with --dtype fp32" if job.dtype == "fp16" else "report the model")

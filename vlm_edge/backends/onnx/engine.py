@@ -24,12 +24,15 @@ class OnnxEngine:
     Past and present share one buffer per layer, [1, kv_heads, context, head_dim], so no step copies the cache; its type and
     the embeddings' are the graph's, fp32 or fp16. A prompt is prefilled in chunks of PREFILL_CHUNK positions, which bounds the
     activations; not so where a prefix attends in both directions: no part of it can be read without the rest.
+    mapped: as in open_session.
     Raises DamagedBundle for a graph that is not the decoder that `text` describes, or that takes what is not fed here.
     """
 
-    def __init__(self, graph: Path, text: TextSpec, *, target: str, threads: int, context: int) -> None:
+    def __init__(
+        self, graph: Path, text: TextSpec, *, target: str, threads: int, context: int, mapped: bool = False
+    ) -> None:
         runtime = import_runtime()
-        self._session = open_session(graph, target=target, threads=threads)
+        self._session = open_session(graph, target=target, threads=threads, mapped=mapped)
         self._text = text
         self._context = context
         self._length = 0

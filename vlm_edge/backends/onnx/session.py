@@ -97,8 +97,12 @@ class Graph:
             raise DamagedBundle(why, remedy="export the model again") from cause
 
 
-def open_session(graph: Path, *, target: str, threads: int) -> Any:
-    """A Graph on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle."""
+def open_session(graph: Path, *, target: str, threads: int, mapped: bool = False) -> Any:
+    """A Graph on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle.
+
+    mapped: leave weights in the file, which the system reads and drops as it needs: for graphs larger than the memory. Weights in
+    fp16 come to lie there in fp32 all the same, where a CPU has no kernels for fp16.
+    """
     runtime = import_runtime()
     if target not in available_targets():
         raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
@@ -106,6 +110,8 @@ def open_session(graph: Path, *, target: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_FATAL_ONLY
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if target == "cuda" else "1")
     try:
         with _utf8(graph) as path:
