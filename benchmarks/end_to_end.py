@@ -39,8 +39,9 @@ def main(names: list[str]) -> None:
     before = OUT.read_text("utf-8") if OUT.is_file() else ""
     rows = before.removeprefix(head).splitlines() if before.startswith(head) else []
     print(HEAD)
-    with patch.object(export, "trace", remembering(export.trace, {})):
-        for name in names or runnable.VARIANTS:
+    for name in names or runnable.VARIANTS:
+        # Only within a variant: two may have the same weights and another way to choose features.
+        with patch.object(export, "trace", remembering(export.trace, {})):
             # Whether the head is the embedding does not concern a tower: variants have it once.
             for tied in (False, True) if name in runnable.SPECIAL else (False,):
                 for row in measured(name, tied=tied):
