@@ -105,7 +105,7 @@ def test_run_says_that_there_is_no_decoder(exported: Path, capsys: pytest.Captur
     assert execute(["run", str(page), "what is the total?", "--bundle", str(exported)]) == 2
     error, fix = capsys.readouterr().err.splitlines()
     assert "has no decoder" in error
-    assert "build_bundle" in fix
+    assert f"vlm-edge export MODEL {exported} --component llm" in fix
 
 
 def test_a_decoder_with_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests import exportable, tiny_vlms
+from tests import exportable, runnable, tiny_vlms
 from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.backends.onnx import parity, references
 from vlm_edge.backends.onnx.runner import OnnxEncoder
 from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
+from vlm_edge.core.geometry import TileGeometry
 from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle, MissingDependency
 from vlm_edge.models import weights
 from vlm_edge.pipeline import calibration, export, source, tools
@@ -305,3 +306,26 @@ def test_a_bundle_without_a_decoder_does_not_run(device: str, llava: Path):
     with pytest.raises(DamagedBundle, match="no decoder") as caught:
         Pipeline.load(llava / "out", device=device)
     assert "build_bundle" in caught.value.remedy
+
+
+def test_a_new_bundle_is_cut_and_limited_by_its_own_preprocessor(tmp_path: Path):
+    with runnable.without_graph():
+        exportable.save("internvl", tmp_path / "tiny")
+        export_model(tmp_path / "tiny", tmp_path / "out", FAST)
+    manifest = open_bundle(tmp_path / "out").manifest
+    assert manifest.model.geometry == TileGeometry(28, (2, 2), min_tiles=1, max_tiles=4)
+    assert (manifest.limits.max_tiles, manifest.limits.max_images > 1, manifest.defaults.tiling) == (4, True, "grid")
+
+
+def test_what_newer_checkpoints_keep_inside_other_files_is_taken_out(tmp_path: Path):
+    tiny, out = tmp_path / "tiny", tmp_path / "out"
+    exportable.save("paligemma", tiny)
+    (tiny / "preprocessor_config.json").unlink()
+    inner = exportable.PREPROCESSORS["paligemma"]
+    (tiny / "processor_config.json").write_text(json.dumps({"image_processor": inner, "processor_class": "any"}))
+    (tiny / "chat_template.json").write_text(json.dumps({"chat_template": "{{ 'x' }}\n"}))
+    with runnable.without_graph():
+        export_model(tiny, out, FAST)
+    bundle = open_bundle(out)
+    assert json.loads(bundle.path("preprocessor_config").read_text()) == inner
+    assert bundle.path("chat_template").read_text() == "{{ 'x' }}\n"

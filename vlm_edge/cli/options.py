@@ -28,7 +28,9 @@ def _devices() -> list[str]:
 Tiling = Annotated[
     str | None,
     typer.Option(
-        help="auto (salient tiles), grid, or none (global view only).", show_default=False, autocompletion=_tilings
+        help="auto (salient tiles), grid (even tiles, or the model's own), or none (the whole image in one view).",
+        show_default=False,
+        autocompletion=_tilings,
     ),
 ]
 MaxTiles = Annotated[int | None, typer.Option(help="Full-resolution tiles beside the global view.", show_default=False)]

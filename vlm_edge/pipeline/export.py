@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from vlm_edge.backends.onnx import references
 from vlm_edge.backends.onnx.export import DTYPES, OPSET, TARGETS
 from vlm_edge.core import host
 from vlm_edge.core.bundle import MANIFEST, ArtifactRef, Bundle, Limits, Manifest, ParityResult, RunDefaults, open_bundle
 from vlm_edge.core.bundle_writer import CONFIGURATION, Staged, checked, locked, present, publish
+from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import engines, export_llm, source
 from vlm_edge.pipeline.calibration import tower_inputs
@@ -34,6 +38,9 @@ STEPS = (
     "write and compare",
     "publish",
 )
+MAX_IMAGES = 8
+"""Images in one question of a new bundle; how many fit depends on their tokens, which are counted for each question."""
+NEWLINE = "vision/newline.safetensors"
 CONTEXT_TOKENS = 4096
 """The context that a new bundle allows, where its decoder has as many positions: a KV cache for more is seldom wanted."""
 Step = Callable[[str], None]
@@ -175,6 +182,7 @@ def _export(model: Source, out: Path, stage: Path, options: ExportOptions, step:
         hashes[export_llm.TEXT_SOURCE] = text_digest(model.checkpoint)
         old = present(out, hashes, model.name)
     module = components.VisionAndProjector(torch_model)
+    newline = _newline(components, torch_model, stage)
     step(STEPS[2])
     ranges = options.dtype == "fp16"
     traced = export.trace(module, inputs, component="vision", opset=options.opset, ranges=ranges, consume=True)
@@ -208,7 +216,7 @@ def _export(model: Source, out: Path, stage: Path, options: ExportOptions, step:
         for name in written.files
     ]
     kept = Staged(f"{folder}/references.npz", "vision.references", options.target, "fp32")
-    bundle = publish(out, stage, [*_copied(model, stage), *graph, kept], manifest, old=old)
+    bundle = publish(out, stage, [*_copied(model.checkpoint, stage), *graph, kept, *newline], manifest, old=old)
     added = tuple(a for a in bundle.manifest.artifacts if _is_vision(a) and a.target == options.target)
     return Exported(bundle, options, added, parity, written.scheme, written.why)
 
@@ -221,7 +229,7 @@ def _export_decoder(
     job = export_llm.DecoderJob(
         model.checkpoint, model.spec, model.name, {**model.hashes, **known}, options.target, options.dtype,
         options.threads or host.real_cores(), manifest=partial(_manifest, model),
-        configuration=partial(_copied, model), vision_hash=partial(_vision_hash, model),
+        configuration=partial(_copied, model.checkpoint), vision_hash=partial(_vision_hash, model),
         atol=options.atol,
     )  # fmt: skip
     done = export_llm.export_decoder(job, out, stage, step)
@@ -254,26 +262,52 @@ def _manifest(model: Source, old: Manifest | None) -> Manifest:
         return replace(old, tools={**old.tools, **tools})
     context = min(model.spec.text.max_positions, CONTEXT_TOKENS)
     new_tokens = min(RunDefaults().max_new_tokens, max(1, context // 2))
-    # No tiles beside what the family itself cuts, until a plan says how many fit.
+    # The tiles that the family's own rules cut, and no others until a plan says how many fit.
     return checked(
         Manifest(
             schema_version=1, name=model.name, source=dict(model.hashes), tools=tools, model=model.spec,
-            limits=Limits(max_tiles=0, max_model_len=context),
-            defaults=RunDefaults(tiling="none", max_new_tokens=new_tokens), artifacts=(),
+            limits=Limits(max_tiles=model.spec.geometry.most_tiles, max_model_len=context, max_images=MAX_IMAGES),
+            defaults=RunDefaults(tiling="grid", max_new_tokens=new_tokens), artifacts=(),
         )
     )  # fmt: skip
 
 
-def _copied(model: Source, stage: Path) -> list[Staged]:
-    """The checkpoint's configuration files, as far as it has them, copied into the stage.
+def _newline(components: Any, torch_model: Any, stage: Path) -> list[Staged]:
+    """The learned vector that ends a row of visual tokens, where the family has one, as a table of one row."""
+    find = getattr(components, "image_newline", None)
+    if find is None:
+        return []
+    from safetensors.numpy import save
 
-    Settings of images that stand inside processor_config.json get the file of their own that a bundle has.
+    path = stage / NEWLINE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(save({"newline": np.ascontiguousarray(find(torch_model).float().numpy()[None])}))
+    return [Staged(NEWLINE, "vision.newline", "any", "fp32")]
+
+
+def _copied(checkpoint: Checkpoint, stage: Path) -> list[Staged]:
+    """The checkpoint's configuration files, as far as it has them, in the stage.
+
+    What checkpoints keep inside other files gets the file of its own that the runtime reads: the image processor of
+    processor_config.json, and the template of chat_template.json.
     """
-    root = model.checkpoint.root
-    files = [Staged(name, role) for role, name in CONFIGURATION.items() if (root / name).is_file()]
-    for file in files:
-        shutil.copyfile(root / file.path, stage / file.path)
-    if not (root / source.PREPROCESSOR).is_file():
-        (stage / source.PREPROCESSOR).write_text(json.dumps(source.preprocessor(model.checkpoint), indent=1), "utf-8")
-        files.append(Staged(source.PREPROCESSOR, "preprocessor_config"))
+    files = []
+    inside = {
+        "preprocessor_config": _inside(checkpoint, "processor_config.json", "image_processor", dict),
+        "chat_template": _inside(checkpoint, "chat_template.json", "chat_template", str),
+    }
+    for role, name in CONFIGURATION.items():
+        if (checkpoint.root / name).is_file():
+            shutil.copyfile(checkpoint.root / name, stage / name)
+        elif inside.get(role) is not None:
+            text = inside[role]
+            (stage / name).write_text(text if isinstance(text, str) else json.dumps(text, indent=1), "utf-8")
+        else:
+            continue
+        files.append(Staged(name, role))
     return files
+
+
+def _inside(checkpoint: Checkpoint, name: str, key: str, kind: type) -> Any:
+    value = (checkpoint.optional_json(name) or {}).get(key)
+    return value if isinstance(value, kind) else None

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vlm_edge.core.contracts import VlmFamily
 from vlm_edge.core.load import parse_text, read_text
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, DamagedBundle
+from vlm_edge.models.bundle_files import open_tokenizer
 from vlm_edge.pipeline import hub
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -82,9 +83,19 @@ def describe(
             remedy="use a checkpoint of another family",
         )
     images, settings = image_settings(family, checkpoint.config, preprocessor(checkpoint))
-    return Source(
-        checkpoint, family, family.spec(checkpoint.config), settings, images, source_hashes(checkpoint), origin
-    )
+    spec = family.spec(checkpoint.config)
+    rules = importlib.import_module(_MODULE_OF_FAMILY.format(family.name, "prompt")).RULES
+    settings = rules.refine(settings, spec, _tokenizer(checkpoint.root))
+    spec = replace(spec, geometry=settings.geometry)
+    return Source(checkpoint, family, spec, settings, images, source_hashes(checkpoint), origin)
+
+
+def _tokenizer(root: Path) -> Any | None:
+    """The checkpoint's tokenizer, which says how long markers are; None without one, or with one that cannot be read."""
+    try:
+        return open_tokenizer(root / "tokenizer.json")
+    except DamagedBundle:
+        return None
 
 
 def image_settings(family: VlmFamily, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> tuple[Any, Any]:
