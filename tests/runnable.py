@@ -249,7 +249,9 @@ def without_graph() -> Iterator[None]:
 
     with (
         patch.object(export_module, "tower_inputs", lambda *_: []),
-        patch.object(export, "trace", lambda *_, **__: SimpleNamespace(observation=SimpleNamespace(outputs=[]))),
+        patch.object(
+            export, "trace", lambda *_, **__: SimpleNamespace(observation=SimpleNamespace(outputs=[]), values={})
+        ),
         patch.object(export, "write", write),
         patch.object(references, "keep_rows", lambda *_: None),
         patch.object(references, "save", save),

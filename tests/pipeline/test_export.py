@@ -305,7 +305,7 @@ def test_a_largest_difference_is_a_limit_beside_the_others(atol: float, llava: P
 def test_a_bundle_without_a_decoder_does_not_run(device: str, llava: Path):
     with pytest.raises(DamagedBundle, match="no decoder") as caught:
         Pipeline.load(llava / "out", device=device)
-    assert "build_bundle" in caught.value.remedy
+    assert "--component llm" in caught.value.remedy
 
 
 def test_a_new_bundle_is_cut_and_limited_by_its_own_preprocessor(tmp_path: Path):

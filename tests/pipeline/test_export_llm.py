@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from tests import exportable, tiny_decoders
 from vlm_edge.backends.onnx import decoder, decoder_parity, parity
-from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.backends.onnx.engine import OnnxEngine
 from vlm_edge.core import shards
 from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
@@ -41,8 +40,7 @@ PATHS = [
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     """Tracing and starting the builder take seconds, and these tests are about what surrounds them."""
-    with pytest.MonkeyPatch.context() as patch, tiny_decoders.builder_in_process():
-        patch.setattr(onnx_export, "trace", exportable.remembering(onnx_export.trace, {}))
+    with exportable.exporting_once(), tiny_decoders.builder_in_process():
         yield
 
 

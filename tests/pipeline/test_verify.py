@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tests import exportable
+from tests import exportable, tiny_decoders
 from tests.pipeline.test_hostile_bundles import reseal
 from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.core.bundle import open_bundle
@@ -257,3 +257,47 @@ def test_what_cannot_be_checked_at_all(made: Path, tmp_path: Path, monkeypatch: 
 def test_the_embedded_bundle_is_meant_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert checked("nano").root == NANO
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a decoder alone, whose references come with it."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny_decoders.save("llava", folder / "tiny", "llama")
+    with tiny_decoders.builder_in_process():
+        export_model(folder / "tiny", folder / "out", ExportOptions(components=("llm",), threads=1))
+    return folder / "out"
+
+
+def test_a_decoder_is_compared_with_its_references(decoder: Path):
+    checks = named(checked(decoder))
+    assert checks["load llm/cpu"].ok
+    assert checks["finite llm/cpu"].ok
+    error = checks["parity llm/cpu relative_error"]
+    assert error.ok
+    assert 0 < error.value < error.limit
+
+
+def test_a_decoder_that_changed_is_found_by_its_references(decoder: Path, tmp_path: Path):
+    root = Path(shutil.copytree(decoder, tmp_path / "out"))
+    data = root / "llm/cpu/model.onnx.data"
+    weights = np.frombuffer(data.read_bytes(), np.float32).copy()
+    weights[len(weights) // 2 :] *= 1.5
+    data.write_bytes(weights.tobytes())
+    reseal(root)
+    checks = named(checked(root))
+    assert checks["load llm/cpu"].ok
+    assert checks["parity llm/cpu relative_error"].ok is False
+
+
+def test_references_of_another_decoder_are_refused(decoder: Path, tmp_path: Path):
+    root = Path(shutil.copytree(decoder, tmp_path / "out"))
+    rows = root / "llm/cpu/references.npz"
+    with np.load(rows) as stored:
+        arrays = dict(stored)
+    np.savez(rows, **{**arrays, "embeds": arrays["embeds"][:, :, :-4]})
+    reseal(root)
+    assert named(checked(root))["parity llm/cpu"].note == "its references are those of another decoder"
+    rows.write_bytes(b"no archive")
+    reseal(root)
+    assert named(checked(root))["parity llm/cpu"].ok is False
