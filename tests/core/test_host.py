@@ -154,3 +154,22 @@ def test_the_peak_is_this_process_own_and_not_its_parents() -> None:
 def test_without_proc_the_peak_comes_from_getrusage(machine: Callable[[Files], None]) -> None:
     machine({})
     assert host.peak_rss_bytes() > 10 << 20
+
+
+@pytest.mark.parametrize(
+    ("machine_name", "flags", "exact"),
+    [
+        ("x86_64", "fpu avx2 avx512_vnni", True),
+        ("AMD64", "fpu avx2 avx_vnni", True),
+        ("x86_64", "fpu avx2 avx512f", False),
+        ("x86_64", None, False),
+        ("aarch64", None, True),
+    ],
+)
+def test_which_cpus_multiply_bytes_without_loss(
+    machine: Callable[[Files], None], monkeypatch: pytest.MonkeyPatch, machine_name: str, flags: str | None, exact: bool
+):
+    if flags is not None:
+        machine({"proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n"})
+    monkeypatch.setattr(host.platform, "machine", lambda: machine_name)
+    assert host.exact_int8_products() is exact

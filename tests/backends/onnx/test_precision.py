@@ -24,9 +24,13 @@ from vlm_edge.backends.onnx import export, graph_passes, precision  # noqa: E402
 from vlm_edge.backends.onnx.export import Traced  # noqa: E402
 from vlm_edge.backends.onnx.observe import layer_absmax  # noqa: E402
 from vlm_edge.backends.onnx.runner import OnnxEncoder  # noqa: E402
-from vlm_edge.errors import CheckFailed  # noqa: E402
+from vlm_edge.core import host  # noqa: E402
+from vlm_edge.errors import BadInput, CheckFailed  # noqa: E402
 
 FACTOR = 3e4
+EXACT = pytest.mark.skipif(
+    not host.exact_int8_products(), reason="this CPU, without VNNI, cuts off sums of 8-bit products"
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,7 @@ def run(graph: ir.Model, path: Path, given: dict[str, np.ndarray]) -> np.ndarray
     return OnnxEncoder(path, target="cpu", threads=1).encode(given)
 
 
+@EXACT
 def test_dynamic_int8_rounds_by_output_channel(tmp_path: Path) -> None:
     """Against the formula, with a slow loop over channels."""
     random = np.random.default_rng(0)
@@ -179,13 +184,30 @@ def test_nbits_weights_are_near_and_small(tmp_path: Path, rows: int) -> None:
 
 def test_int8_tries_both_ways_and_says_why_it_kept_one(plain: Traced, tmp_path: Path) -> None:
     result = export.write(copy_of(plain), tmp_path, dtype="int8", target="cpu")
-    assert {candidate.scheme for candidate in result.candidates} == {"matmul_nbits", "dynamic"}
+    tried = {"matmul_nbits", "dynamic"} if host.exact_int8_products() else {"matmul_nbits"}
+    assert {candidate.scheme for candidate in result.candidates} == tried
     kept = next(candidate for candidate in result.candidates if candidate.scheme == result.scheme)
     near = [candidate.ms for candidate in result.candidates if candidate.relative_error <= export.INT8_AIM]
     assert kept.ms == min(near)
-    assert f"{kept.ms:.2f} ms at" in result.why
+    assert len(tried) == 1 or f"{kept.ms:.2f} ms at" in result.why
     assert result.smoothed == ()
     assert result.parity.relative_error < 0.02
+
+
+def test_a_cpu_that_cuts_off_sums_is_given_no_integer_products(
+    plain: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "exact_int8_products", lambda: False)
+    result = export.write(copy_of(plain), tmp_path / "out", dtype="int8", target="cpu")
+    assert result.scheme == "matmul_nbits"
+    assert result.why == "dynamic needs a CPU with VNNI, which this is not"
+    graph = product(np.ones((24, 10), np.float32))
+    precision.weights_to_dynamic_int8(graph)
+    ir.save(graph, tmp_path / "elsewhere.onnx")
+    with pytest.raises(BadInput, match="without VNNI"):
+        OnnxEncoder(tmp_path / "elsewhere.onnx", target="cpu", threads=1)
+    monkeypatch.setattr(host, "exact_int8_products", lambda: True)
+    assert OnnxEncoder(tmp_path / "elsewhere.onnx", target="cpu", threads=1).inputs == ("x",)
 
 
 def test_the_faster_way_is_not_kept_when_it_is_wrong(
@@ -209,6 +231,7 @@ def test_the_faster_way_is_not_kept_when_it_is_wrong(
     assert not (tmp_path / "none").exists()
 
 
+@EXACT
 def test_outlier_channels_are_moved_into_the_weights(outliers: Traced, tmp_path: Path) -> None:
     """The function-preserving twin with channels 8 to 64 times larger: within 2% with smoothing, far beyond it without."""
     result = export.write(copy_of(outliers), tmp_path / "smooth", dtype="int8", target="cpu")

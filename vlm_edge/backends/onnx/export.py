@@ -35,6 +35,7 @@ from vlm_edge.backends.onnx.observe import Observation, layer_absmax, observe
 from vlm_edge.backends.onnx.parity import Limit, Parity, first_divergence, limit_for, measure, require
 from vlm_edge.backends.onnx.precision import LayerRange
 from vlm_edge.backends.onnx.runner import OnnxEncoder
+from vlm_edge.core import host
 from vlm_edge.core.bundle import ParityResult
 from vlm_edge.errors import BadInput
 
@@ -234,11 +235,12 @@ def _outputs(traced: Traced, folder: Path, threads: int) -> list[NDArray[np.floa
 def _choose_int8(traced: Traced, base: Path, threads: int, limit: Limit) -> tuple[tuple[Int8Candidate, ...], str, str]:
     """Make each scheme's graph beside the fp32 one; of those that pass, the fastest within the aim is kept."""
     candidates = []
-    for scheme, quantize in precision.INT8_SCHEMES.items():
+    left_out = frozenset() if host.exact_int8_products() else precision.EXACT_PRODUCTS
+    for scheme in [name for name in precision.INT8_SCHEMES if name not in left_out]:
         graph = _load(base / GRAPH)
         # Rounding first: once fused, attention would swallow the weights of query, key and value in fp32.
         with _quiet():
-            quantize(graph)
+            precision.INT8_SCHEMES[scheme](graph)
             graph_passes.fuse(graph, "cpu")
         folder = base.with_name(scheme)
         _save(graph, folder)
@@ -254,12 +256,13 @@ def _choose_int8(traced: Traced, base: Path, threads: int, limit: Limit) -> tupl
         return tuple(candidates), nearest.scheme, "none is within the limits; this one is nearest"
     best = min(passing, key=lambda candidate: (candidate.relative_error > INT8_AIM, candidate.ms))
     others = [candidate for candidate in candidates if candidate is not best]
-    why = "; ".join(
+    reasons = [
         f"{best.ms:.2f} ms at {best.relative_error:.2%}, {other.scheme} {other.ms:.2f} ms at {other.relative_error:.2%}"
         f"{'' if other.ok else ', beyond the limits'}"
         for other in others
-    )
-    return tuple(candidates), best.scheme, why
+    ]
+    reasons += [f"{name} needs a CPU with VNNI, which this is not" for name in sorted(left_out)]
+    return tuple(candidates), best.scheme, "; ".join(reasons)
 
 
 def _median_ms(folder: Path, arrays: Arrays, threads: int) -> float:

@@ -233,6 +233,8 @@ INT8_SCHEMES: Mapping[str, Callable[[Any], int]] = {
     "matmul_nbits": weights_to_nbits,
     "dynamic": weights_to_dynamic_int8,
 }
+EXACT_PRODUCTS = frozenset({"dynamic"})
+"""Schemes for CPUs alone that multiply 8-bit integers without loss; elsewhere they are not tried."""
 
 
 def _replace_products(model: Any, product: Callable[[Any, Floats, str], Any]) -> int:

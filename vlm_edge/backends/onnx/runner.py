@@ -10,20 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.session import open_session
+from vlm_edge.core import host
 from vlm_edge.core.contracts import Floats
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.memory.plan import ENCODE_VIEWS
+
+_INTEGER_PRODUCT = b"MatMulInteger"
 
 
 class OnnxEncoder:
     """Runs a graph whose inputs are the arrays that images become, and whose output is visual embeddings.
 
     A graph of views ([V, ...] in every input, one V) is run on at most ENCODE_VIEWS views at a time; a graph of packed patches
-    as a whole, since its parts see each other.
+    as a whole, since its parts see each other.  Raises BadInput for a graph that this CPU would compute wrongly.
     """
 
     def __init__(self, graph: Path, *, target: str, threads: int, providers: Sequence[Any] = ()) -> None:
+        if target == "cpu":
+            _require_exact_products(graph)
         self._session = open_session(graph, target=target, threads=threads, providers=providers)
         inputs = self._session.get_inputs()
         self._names = tuple(value.name for value in inputs)
@@ -77,3 +82,13 @@ class OnnxEncoder:
     def _run(self, arrays: Mapping[str, NDArray[Any]]) -> Floats:
         features: Floats = self._session.run(None, dict(arrays))[0].astype(np.float32, copy=False)
         return features
+
+
+def _require_exact_products(graph: Path) -> None:
+    """The operator's name stands in the file as it is, and large graphs keep their weights in another one."""
+    if host.exact_int8_products() or not graph.is_file() or _INTEGER_PRODUCT not in graph.read_bytes():
+        return
+    raise BadInput(
+        f"{graph} multiplies 8-bit integers, which this CPU, without VNNI, does with large errors",
+        remedy="export the vision encoder again on this machine with --dtype int8, or with --dtype fp32",
+    )
