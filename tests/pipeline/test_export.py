@@ -279,7 +279,7 @@ def test_settings_inside_processor_config_do_as_well(copy: Path):
     inner = json.loads((copy / "tiny/preprocessor_config.json").read_text())
     (copy / "tiny/preprocessor_config.json").unlink()
     (copy / "tiny/processor_config.json").write_text(json.dumps({"image_processor": inner, "processor_class": "X"}))
-    described = export._describe(copy / "tiny")
+    described = export.describe(copy / "tiny")
     assert described.settings.geometry.view_px == 28
 
 

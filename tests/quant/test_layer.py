@@ -30,16 +30,21 @@ def observed(model: Any, search_tokens: int = 60) -> tuple[Any, Any, Any, list[A
     return layer, pairs, observer, calls
 
 
+def inputs_of(layer: Any, name: str, calls: list[Any]) -> torch.Tensor:
+    rows: list[torch.Tensor] = []
+    handle = layer.get_submodule(name).register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0][0]))
+    for hidden, named in calls:
+        tiny.output(layer, hidden, named)
+    handle.remove()
+    return torch.cat(rows)
+
+
 def test_statistics_are_those_of_what_each_linear_layer_reads() -> None:
     model = tiny.text_model("llama")
     layer, pairs, observer, calls = observed(model)
     for pair in pairs:
-        rows: list[torch.Tensor] = []
-        handles = [layer.get_submodule(pair.linears[0]).register_forward_hook(lambda _m, x, _y: rows.append(x[0][0]))]
-        for hidden, named in calls:
-            tiny.output(layer, hidden, named)
-        handles[0].remove()
-        every, seen = torch.cat(rows), observer.seen[pair.linears[0]]
+        rows = inputs_of(layer, pair.linears[0], calls)
+        every, seen = rows, observer.seen[pair.linears[0]]
         assert seen.tokens == COUNT * LENGTH
         torch.testing.assert_close(seen.total, every.abs().sum(0))
         second = torch.einsum("ti,tj->ij", every[:, 32:64], every[:, 32:64])

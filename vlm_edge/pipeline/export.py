@@ -71,8 +71,8 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A checkpoint that this command can export: its family, its sizes and how its images are prepared."""
+class Described:
+    """A vision-language checkpoint: its family, its sizes, how its images are prepared, and hashes that say which it is."""
 
     checkpoint: Checkpoint
     family: VlmFamily
@@ -83,6 +83,7 @@ class _Model:
 
     @property
     def name(self) -> str:
+        """The checkpoint folder's own name."""
         return self.checkpoint.root.resolve().name
 
 
@@ -99,11 +100,11 @@ def export_model(
     options, step = options or ExportOptions(), on_step or (lambda _: None)
     _check_options(options)
     _check_tools()
-    described = _describe(model)
+    described = describe(model)
     if out.resolve() == described.checkpoint.root.resolve():
         raise BadInput(f"{out} is the checkpoint itself", remedy="name another folder for the bundle")
     present(out, described.source, described.name)
-    _manifest(described, None)
+    manifest_of(described, None)
     with locked(out) as stage:
         return _export(described, out, stage, options, step)
 
@@ -139,7 +140,8 @@ def _check_tools() -> None:
         )
 
 
-def _describe(root: Path) -> _Model:
+def describe(root: Path) -> Described:
+    """Read a checkpoint's configuration and headers; raises BadInput for a model that cannot be exported."""
     if not root.exists() and len(root.parts) == 2 and not root.is_absolute():
         raise BadInput(
             f"there is no folder {root}, and models are not fetched from a hub yet",
@@ -154,7 +156,7 @@ def _describe(root: Path) -> _Model:
         )
     images = importlib.import_module(_MODULE_OF_FAMILY.format(family.name, "images"))
     settings = images.settings_from(checkpoint.config, _preprocessor(checkpoint))
-    return _Model(checkpoint, family, family.spec(checkpoint.config), settings, images, source_hashes(checkpoint))
+    return Described(checkpoint, family, family.spec(checkpoint.config), settings, images, source_hashes(checkpoint))
 
 
 def _preprocessor(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -176,7 +178,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step: Step) -> Exported:
+def _export(model: Described, out: Path, stage: Path, options: ExportOptions, step: Step) -> Exported:
     import torch
 
     from vlm_edge.backends.onnx import export
@@ -203,7 +205,7 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
     references.save(references.keep_rows(inputs, traced.observation.outputs), stage / folder / "references.npz")
     step(STEPS[4])
     parity = tuple(replace(row, component=f"vision/{options.target}") for row in written.parity.results())
-    manifest = _manifest(model, old)
+    manifest = manifest_of(model, old)
     manifest = replace(
         manifest,
         source={**manifest.source, **source},
@@ -220,7 +222,7 @@ def _export(model: _Model, out: Path, stage: Path, options: ExportOptions, step:
         for name in written.files
     ]
     kept = Staged(f"{folder}/references.npz", "vision.references", options.target, "fp32")
-    bundle = publish(out, stage, [*_copied(model.checkpoint, stage), *graph, kept], manifest, old=old)
+    bundle = publish(out, stage, [*copied(model.checkpoint, stage), *graph, kept], manifest, old=old)
     added = tuple(a for a in bundle.manifest.artifacts if _is_vision(a) and a.target == options.target)
     return Exported(bundle, options, added, parity, written.scheme, written.why)
 
@@ -241,7 +243,7 @@ def _weights_hash(model: Any, parts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _manifest(model: _Model, old: Manifest | None) -> Manifest:
+def manifest_of(model: Described, old: Manifest | None) -> Manifest:
     """The bundle's manifest before anything is added: the one that is there, or a new one; raises BadInput."""
     tools = {"vlm-edge": __version__} | {tool: metadata.version(tool) for tool in _NEEDED if _is_distribution(tool)}
     if old is not None:
@@ -267,7 +269,7 @@ def _is_distribution(name: str) -> bool:
     return True
 
 
-def _copied(checkpoint: Checkpoint, stage: Path) -> list[Staged]:
+def copied(checkpoint: Checkpoint, stage: Path) -> list[Staged]:
     """The checkpoint's configuration files, as far as it has them, copied into the stage."""
     files = [Staged(name, role) for role, name in CONFIGURATION.items() if (checkpoint.root / name).is_file()]
     for file in files:

@@ -188,7 +188,8 @@ def quantize_awq(
 
 
 def _searched(seen: Observed) -> int:
-    return sum(rows.shape[0] for rows in seen.rows) + sum(states.shape[1] for states, _ in seen.calls)
+    counts: list[int] = [*(rows.shape[0] for rows in seen.rows), *(states.shape[1] for states, _ in seen.calls)]
+    return sum(counts)
 
 
 def _search(

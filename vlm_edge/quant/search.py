@@ -87,14 +87,13 @@ def module_loss(linears: Mapping[str, nn.Linear], run: Callable[[], Iterator[tor
     run: yields the module's output for each input that it is judged on.
     """
     reference = [output.clone() for output in run()]
-    count = sum(output.numel() for output in reference)
+    count: int = sum(output.numel() for output in reference)
 
     def loss(weights: Mapping[str, torch.Tensor]) -> float:
         with replaced(linears, weights):
-            return (
-                sum(float((output - wanted).square().sum()) for output, wanted in zip(run(), reference, strict=True))
-                / count
-            )
+            errors = [float((new - old).square().sum()) for new, old in zip(run(), reference, strict=True)]
+        total: float = sum(errors)
+        return total / count
 
     return loss
 
