@@ -17,6 +17,7 @@ from tests import exportable, tiny_vlms
 from tests.quant import tiny_decoders
 
 TEXT = {**tiny_decoders.SIZES, "num_key_value_heads": 2}
+PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!:-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -49,8 +50,11 @@ def save_vlm(family: str, folder: Path, **named: Any) -> Any:
         model = tiny_decoders.with_outliers(_built(family))
     finally:
         tiny_vlms.TEXT = original
+    model = model.half().float()  # what fp16 holds, so that its embedding table loses nothing
+    if family == "internvl":
+        model.config.image_seq_length = 4
     model.save_pretrained(folder, **named)
-    (folder / "preprocessor_config.json").write_text(json.dumps(exportable.PREPROCESSORS[family]), "utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps({**PIXELS, **exportable.PREPROCESSORS[family]}), "utf-8")
     save_tokenizer(folder)
     return model
 

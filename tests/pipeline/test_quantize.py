@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests import quantizable
 from tests.quant import tiny_decoders
 from vlm_edge.core.bundle import hash_file, open_bundle, verify_hashes
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.pipeline import quantize_run
+from vlm_edge.pipeline import awq_checkpoint, quantize_run
 from vlm_edge.pipeline.quantize import WORK, QuantizeOptions, quantize_model
 from vlm_edge.quant.reading import dequantized
 
@@ -72,7 +73,7 @@ def test_a_language_model_keeps_its_function_better_than_by_plain_rounding(
         other = loaded(model, weights_of(tmp_path / method))
         errors[method] = float((logits(other) - logits(model)).square().mean())
         assert not (tmp_path / method / WORK).exists()
-    assert errors["awq"] < 0.5 * errors["rtn"]
+    assert errors["awq"] < 0.7 * errors["rtn"], errors
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"])
@@ -80,10 +81,14 @@ def test_every_text_architecture(kind: str, data: Path, tmp_path: Path) -> None:
     model = quantizable.save_text(tmp_path / "model", kind, num_key_value_heads=2 if kind != "phi3" else 4)
     done = quantize_model(tmp_path / "model", tmp_path / "out", replace(OPTIONS, calib=data))
     held = done.report["held_out"]
-    assert held["kl"] < held["plain_kl"]
+    assert held["kl"] < 0.7 * held["plain_kl"]
     assert done.report["architecture"] == kind
-    relative = (logits(loaded(model, weights_of(tmp_path / "out"))) - logits(model)).norm() / logits(model).norm()
-    assert relative < 0.35  # two layers with a fiftyfold range in each norm; plain rounding: 0.4 and more
+    plain = quantize_model(tmp_path / "model", tmp_path / "plain", replace(OPTIONS, method="rtn"))
+    assert plain.report["held_out"] is None
+    errors = [
+        float((logits(loaded(model, weights_of(tmp_path / name))) - logits(model)).square().mean()) for name in ("out", "plain")
+    ]
+    assert errors[0] < 0.8 * errors[1]
 
 
 @pytest.mark.parametrize(
@@ -189,15 +194,15 @@ def test_symmetric_weights_have_the_middle_zero_point(llama: tuple[Path, Any], d
 
 
 def test_weights_of_several_files(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = quantizable.save_vlm("llava", tmp_path / "model", max_shard_size="100KB")
+    quantizable.save_vlm("llava", tmp_path / "model", max_shard_size="100KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
-    monkeypatch.setattr("vlm_edge.pipeline.awq_checkpoint.write_checkpoint.__kwdefaults__", {"max_shard_bytes": 60_000})
+    smaller = partial(awq_checkpoint.write_checkpoint, max_shard_bytes=60_000)
+    monkeypatch.setattr(awq_checkpoint, "write_checkpoint", smaller)
     quantize_model(tmp_path / "model", tmp_path / "out", replace(OPTIONS, calib=data))
     index = json.loads((tmp_path / "out/llm/awq/model.safetensors.index.json").read_text())
     files = {path.name: load_file(path) for path in (tmp_path / "out/llm/awq").glob("*.safetensors")}
     assert len(files) > 1
     assert {name: file for file, tensors in files.items() for name in tensors} == index["weight_map"]
-    assert model is not None
 
 
 Change = Callable[[Path], None]
@@ -244,7 +249,7 @@ def test_bad_checkpoints_are_refused(name: str, data: Path, tmp_path: Path) -> N
     [
         ({}, 128, r"self_attn\.q_proj has 64 inputs.*group size 128", "--group-size 32 works"),
         ({"intermediate_size": 128}, 128, "64 inputs", "--group-size 64 or 32 works"),
-        ({"intermediate_size": 100}, 32, r"mlp\.down_proj has 100 inputs", "none of 128, 64 and 32 works"),
+        ({"intermediate_size": 104}, 32, r"mlp\.down_proj has 104 inputs", "none of 128, 64 and 32 works"),
         ({"head_dim": 10, "num_attention_heads": 16, "num_key_value_heads": 2}, 32, "20 outputs", "eight outputs"),
     ],
 )
@@ -327,7 +332,7 @@ def test_what_is_left_out_or_cut_is_counted(tmp_path: Path) -> None:
     assert counts["skipped_no_question"] == 1
     assert counts["cut"] == 1
     assert counts["used"] == 7 == counts["sequences"]
-    assert counts["held_out"] == 1
+    assert counts["held_out"] == 1  # every fourth
 
 
 def test_images_that_fill_a_sequence_are_left_out_until_none_is_left(tmp_path: Path) -> None:
@@ -346,12 +351,11 @@ def test_the_prompt_is_the_one_that_transformers_sees(tmp_path: Path) -> None:
     from vlm_edge.core.checkpoint import open_checkpoint
     from vlm_edge.core.resources import resource_dir
     from vlm_edge.models.decoder_layers import StreamedDecoder
-    from vlm_edge.pipeline import awq_checkpoint
     from vlm_edge.pipeline.calibration_set import Tower, prompt_for
     from vlm_edge.pipeline.export import describe
     from vlm_edge.quant.calibrate import Sample
 
-    model = quantizable.save_vlm("llava", tmp_path / "model").half().float()
+    model = quantizable.save_vlm("llava", tmp_path / "model")
     described = describe(tmp_path / "model")
     checkpoint = open_checkpoint(tmp_path / "model")
     decoder = StreamedDecoder(checkpoint)
@@ -373,6 +377,6 @@ def test_the_prompt_is_the_one_that_transformers_sees(tmp_path: Path) -> None:
     with torch.no_grad():
         model(input_ids=ids, pixel_values=torch.from_numpy(np.asarray(image.arrays["pixel_values"])))
     handle.remove()
-    torch.testing.assert_close(found.hidden, seen["rows"], rtol=1e-3, atol=2e-3)  # the table is fp16
+    torch.testing.assert_close(found.hidden, seen["rows"], rtol=1e-4, atol=1e-5)
     first_text = int((ids[0] == 3).nonzero().max()) + 1
     assert found.placement.judged_from == first_text - 1

@@ -43,7 +43,7 @@ Calib = Annotated[
         show_default=False,
     ),
 ]
-Samples = Annotated[int, typer.Option(help="Calibration samples; an eighth of them is held out.")]
+Samples = Annotated[int, typer.Option(help="Calibration samples; a quarter of them is held out.")]
 Seqlen = Annotated[
     int | None, typer.Option(help="Tokens of the longest sequence; default: 1024, or the context.", show_default=False)
 ]

@@ -26,6 +26,7 @@ from vlm_edge.quant.sequences import CalibrationSequence, Placement
 from vlm_edge.vision.sources import load_image
 
 MIN_JUDGED = 2
+HELD_OUT_EVERY = 4
 Features = list[torch.Tensor]
 """Of one image: a tensor [P, Dl] for each view."""
 
@@ -239,8 +240,11 @@ def _fitted(sequence: CalibrationSequence, seqlen: int, counts: Counter[str]) ->
 
 
 def split(sequences: Sequence[CalibrationSequence]) -> tuple[list[CalibrationSequence], list[CalibrationSequence]]:
-    """(to calibrate on, held out): every eighth is held out, the last of two to seven."""
-    if len(sequences) < 8:
+    """(to calibrate on, held out): every fourth is held out, the last of two or three.
+
+    So many because only text tokens are judged, which a question about an image has few of.
+    """
+    if len(sequences) < HELD_OUT_EVERY:
         return list(sequences[:-1]), list(sequences[-1:])
-    held = {i for i in range(len(sequences)) if i % 8 == 7}
-    return [s for i, s in enumerate(sequences) if i not in held], [sequences[i] for i in sorted(held)]
+    held = range(HELD_OUT_EVERY - 1, len(sequences), HELD_OUT_EVERY)
+    return [s for i, s in enumerate(sequences) if i not in held], [sequences[i] for i in held]

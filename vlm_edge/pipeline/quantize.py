@@ -39,7 +39,7 @@ _PARTS = "vlm_edge.models.{}.components"
 class QuantizeOptions:
     """What is asked for.
 
-    calib: JSON Lines file or folder; None: the set that ships.  samples: how many of it, the held-out eighth among them.
+    calib: JSON Lines file or folder; None: the set that ships.  samples: how many of it, the held-out quarter among them.
     seqlen: longest sequence in tokens; None: SEQLEN, or the model's context if that is less.  max_memory_bytes: None: no limit.
     search_tokens: on how many the scale search judges.
     """

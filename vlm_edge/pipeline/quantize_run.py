@@ -20,6 +20,7 @@ from vlm_edge.core.load import to_plain
 from vlm_edge.models.decoder_layers import StreamedDecoder
 from vlm_edge.pipeline import awq_checkpoint
 from vlm_edge.pipeline.calibration_set import (
+    HELD_OUT_EVERY,
     PlainPrompt,
     Prompt,
     TextTokenizer,
@@ -90,7 +91,7 @@ class Run:
         linears = linear_layers(self.layer).values()
         config = self.decoder.config
         lengths = lengths or [self.seqlen] * max(1, len(self.samples))
-        held = max(1, len(lengths) // 8)
+        held = -(-len(lengths) // HELD_OUT_EVERY)
         eager = getattr(self.decoder.config, "_attn_implementation", "sdpa") == "eager"
         spec = self.described.spec if self.described else None
         with_image = any(sample.image for sample in self.samples)
