@@ -28,7 +28,8 @@ def make_twin(checkpoint: Path, out: Path, *, factor: int, channels: float, seed
         raise ValueError(f"factor {factor} is no power of two")
     decoder = StreamedDecoder(open_checkpoint(checkpoint))
     stored = decoder.stored()
-    shutil.copytree(checkpoint, out, dirs_exist_ok=True)
+    if checkpoint.resolve() != out.resolve():
+        shutil.copytree(checkpoint, out, dirs_exist_ok=True)
     files = {path: load_file(path) for path in out.glob("*.safetensors")}
     generator = torch.Generator().manual_seed(seed)
     # One choice for all layers, as outlier channels keep their place along the residual stream.
