@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,16 @@ def save_text(folder: Path, kind: str = "llama", *, outliers: bool = True, dtype
     model = tiny_decoders.text_model(kind, **sizes)
     if outliers:
         model = tiny_decoders.with_outliers(model)
-    model = model.to(dtype)
-    model.save_pretrained(folder)
+    deepcopy(_as_stored(model, dtype)).to(dtype).save_pretrained(folder)
     save_tokenizer(folder)
-    return model.float()
+    return model
+
+
+def _as_stored(model: Any, dtype: torch.dtype) -> Any:
+    """Parameters only: a model's `half()` would round its rotary frequencies too."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    return model
 
 
 def save_vlm(family: str, folder: Path, **named: Any) -> Any:
@@ -50,7 +57,7 @@ def save_vlm(family: str, folder: Path, **named: Any) -> Any:
         model = tiny_decoders.with_outliers(_built(family))
     finally:
         tiny_vlms.TEXT = original
-    model = model.half().float()  # what fp16 holds, so that its embedding table loses nothing
+    model = _as_stored(model, torch.float16)  # so that its embedding table loses nothing
     if family == "internvl":
         model.config.image_seq_length = 4
     model.save_pretrained(folder, **named)
