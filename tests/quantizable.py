@@ -33,7 +33,9 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
 
 
-def save_text(folder: Path, kind: str = "llama", *, outliers: bool = True, dtype: torch.dtype = torch.float16, **sizes: Any) -> Any:
+def save_text(
+    folder: Path, kind: str = "llama", *, outliers: bool = True, dtype: torch.dtype = torch.float16, **sizes: Any
+) -> Any:
     """A plain language model; returns it as it was saved, in fp32."""
     model = tiny_decoders.text_model(kind, **sizes)
     if outliers:
@@ -61,7 +63,9 @@ def save_vlm(family: str, folder: Path, **named: Any) -> Any:
     if family == "internvl":
         model.config.image_seq_length = 4
     model.save_pretrained(folder, **named)
-    (folder / "preprocessor_config.json").write_text(json.dumps({**PIXELS, **exportable.PREPROCESSORS[family]}), "utf-8")
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({**PIXELS, **exportable.PREPROCESSORS[family]}), "utf-8"
+    )
     save_tokenizer(folder)
     return model
 

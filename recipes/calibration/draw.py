@@ -16,8 +16,8 @@ COLORS = {
     "teal": (40, 138, 140),
 }  # fmt: skip
 MATERIALS = {
-    "wood": ((124, 84, 50), 3, 26), "stone": ((128, 126, 122), 9, 9), "grass": ((84, 122, 58), 14, 5), "sand": ((202, 178, 132), 5, 5),
-    "water": ((66, 112, 140), 4, 18), "rust": ((138, 76, 44), 7, 7),
+    "wood": ((124, 84, 50), 3, 26), "stone": ((128, 126, 122), 9, 9), "grass": ((84, 122, 58), 14, 5),
+    "sand": ((202, 178, 132), 5, 5), "water": ((66, 112, 140), 4, 18), "rust": ((138, 76, 44), 7, 7),
 }  # fmt: skip
 """Colour, and the scale of its pattern along and across."""
 
@@ -69,7 +69,8 @@ def letter(rng: np.random.Generator) -> Drawn:
     draw = ImageDraw.Draw(image)
     name, word, hour = _pick(rng, NAMES), _pick(rng, WORDS), int(rng.integers(8, 18))
     sentences = [
-        f"Dear {name},", "", f"thank you for your letter about the {word}.", f"We have passed it on to our office in {_pick(rng, CITIES)},",
+        f"Dear {name},", "", f"thank you for your letter about the {word}.",
+        f"We have passed it on to our office in {_pick(rng, CITIES)},",
         f"which looks after every {_pick(rng, WORDS)} of this kind.", "", f"Please call us on Friday at {hour}:30,",
         f"and bring the {_pick(rng, WORDS)} and the {_pick(rng, WORDS)} with you.", "", "Yours sincerely,", _pick(rng, NAMES),
     ]  # fmt: skip
@@ -124,7 +125,10 @@ def pie(rng: np.random.Generator) -> Drawn:
         start = end
     largest = int(shares.argmax())
     asked = [
-        ("Which part is the largest?", f"The {names[largest]} part, {labels[largest]}, with {shares[largest]} percent."),
+        (
+            "Which part is the largest?",
+            f"The {names[largest]} part, {labels[largest]}, with {shares[largest]} percent.",
+        ),
         ("How many parts does the chart have?", f"It has {count} parts."),
     ]
     return Drawn(image, *asked[int(rng.integers(2))])
@@ -161,7 +165,9 @@ def texture(rng: np.random.Generator) -> Drawn:
     base, along, across = MATERIALS[material]
     field = np.zeros((height, width))
     for octave in range(4):
-        coarse = rng.normal(size=(max(2, height // (across << 1) << octave >> 1), max(2, width // (along << 1) << octave >> 1)))
+        coarse = rng.normal(
+            size=(max(2, height // (across << 1) << octave >> 1), max(2, width // (along << 1) << octave >> 1))
+        )
         smooth = Image.fromarray(coarse.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
         field += np.asarray(smooth) / 2**octave
     y, x = np.mgrid[0:height, 0:width]
@@ -173,17 +179,20 @@ def texture(rng: np.random.Generator) -> Drawn:
     for _ in range(count):
         cx, cy, radius = rng.uniform(60, width - 60), rng.uniform(60, height - 60), rng.uniform(22, 48)
         inside = 1 / (1 + np.exp((np.hypot(x - cx, (y - cy) * 1.1) - radius) / 3))
-        pixels = pixels * (1 - 0.8 * inside[..., None]) + 0.8 * inside[..., None] * np.array(COLORS[color]) * light[..., None]
+        pixels = (
+            pixels * (1 - 0.8 * inside[..., None])
+            + 0.8 * inside[..., None] * np.array(COLORS[color]) * light[..., None]
+        )
     pixels += rng.normal(0, 4, pixels.shape)
-    spots = f"{('no', 'one', 'two', 'three')[count]} {color if count else ''} spot{'' if count == 1 else 's'}".replace("  ", " ")
+    spots = f"{('no', 'one', 'two', 'three')[count]} {color if count else ''} spot{'' if count == 1 else 's'}".replace(
+        "  ", " "
+    )
     asked = [
         ("Describe this image.", f"A close view of {material}, lit from the {side}, with {spots} on it."),
         ("How many spots are on the surface?", f"There {'is' if count == 1 else 'are'} {spots}."),
         ("Where does the light come from?", f"It comes from the {side}."),
     ]
-    return Drawn(
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), *asked[int(rng.integers(3))], photo=True
-    )
+    return Drawn(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), *asked[int(rng.integers(3))], photo=True)
 
 
 def dial(rng: np.random.Generator) -> Drawn:

@@ -37,7 +37,13 @@ def make(out: Path) -> None:
             rows += [{"text": question, "answer": answer} for question, answer in itertools.islice(texts, 1)]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (out / "samples.jsonl").write_text(lines, "utf-8")
-    about = {"seed": SEED, "pictures": PICTURES, "texts": len(PASSAGES), "pillow": PIL.__version__, "licence": "Apache-2.0"}
+    about = {
+        "seed": SEED,
+        "pictures": PICTURES,
+        "texts": len(PASSAGES),
+        "pillow": PIL.__version__,
+        "licence": "Apache-2.0",
+    }
     (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     print(len(rows), "samples,", sum(path.stat().st_size for path in out.iterdir()), "bytes")
 

@@ -30,7 +30,10 @@ def test_json_is_one_object_and_progress_goes_to_stderr(
     assert code == 0, shown.err
     found = json.loads(shown.out)
     assert found["gates"] == {"bit_exact": True, "kl_no_worse_than_rtn": True}
-    assert {artifact["path"] for artifact in found["artifacts"]} >= {"llm/awq/model.safetensors", "reports/quantize.json"}
+    assert {artifact["path"] for artifact in found["artifacts"]} >= {
+        "llm/awq/model.safetensors",
+        "reports/quantize.json",
+    }
     assert found["memory"]["peak_bytes"] > 0
     assert "layer 1/2: loss 0." in shown.err
     assert " left, " in shown.err
@@ -59,7 +62,12 @@ def test_the_table_has_a_row_for_each_layer(
     ],
 )
 def test_refusals_are_two_lines_and_exit_2(
-    arguments: list[str], error: str, fix: str, made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    error: str,
+    fix: str,
+    made: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     code = execute(["quantize", str(made[0]), str(tmp_path / "out"), "--calib", str(made[1]), *COMMON, *arguments])
     lines = capsys.readouterr().err.splitlines()

@@ -80,7 +80,11 @@ def test_the_decoder_builder_of_onnxruntime_genai_reads_the_same_weights(
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     ours = dict(dequantized(folder))
     for layer in range(2):
-        for theirs, name in (("attn/o_proj", "self_attn.o_proj"), ("mlp/down_proj", "mlp.down_proj"), ("mlp/gate_proj", "mlp.gate_proj")):
+        for theirs, name in (
+            ("attn/o_proj", "self_attn.o_proj"),
+            ("mlp/down_proj", "mlp.down_proj"),
+            ("mlp/gate_proj", "mlp.gate_proj"),
+        ):
             prefix = f"model.layers.{layer}.{theirs.replace('/', '.')}.MatMulNBits"
             packed, scales, zeros = (found[f"{prefix}.{part}"] for part in ("qweight", "scales", "qzeros"))
             rows, groups, _ = packed.shape
@@ -102,7 +106,9 @@ def test_the_skip_list_has_both_forms() -> None:
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
 def test_the_config_says_what_the_file_holds(key: str) -> None:
-    found = quantized_config({key: "bfloat16", "hidden_size": 8}, Scheme(bits=2, group_size=64, symmetric=True), ["lm_head"])
+    found = quantized_config(
+        {key: "bfloat16", "hidden_size": 8}, Scheme(bits=2, group_size=64, symmetric=True), ["lm_head"]
+    )
     assert json.loads(json.dumps(found)) == {
         key: "float16",
         "hidden_size": 8,

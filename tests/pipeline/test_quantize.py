@@ -51,7 +51,9 @@ def hashes(out: Path) -> dict[str, str]:
 def loaded(model: Any, weights: dict[str, torch.Tensor]) -> Any:
     """The same class with the quantized weights, read here by name."""
     other = type(model)(model.config).eval()
-    missing, unexpected = other.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    missing, unexpected = other.load_state_dict(
+        {name: tensor.float() for name, tensor in weights.items()}, strict=False
+    )
     assert unexpected == []
     assert set(missing) <= {"lm_head.weight"}
     return other
@@ -86,7 +88,8 @@ def test_every_text_architecture(kind: str, data: Path, tmp_path: Path) -> None:
     plain = quantize_model(tmp_path / "model", tmp_path / "plain", replace(OPTIONS, method="rtn"))
     assert plain.report["held_out"] is None
     errors = [
-        float((logits(loaded(model, weights_of(tmp_path / name))) - logits(model)).square().mean()) for name in ("out", "plain")
+        float((logits(loaded(model, weights_of(tmp_path / name))) - logits(model)).square().mean())
+        for name in ("out", "plain")
     ]
     assert errors[0] < 0.8 * errors[1]
 
@@ -160,7 +163,9 @@ torch.set_num_threads({torch.get_num_threads()})
 quantize_model(Path({str(llama[0])!r}), Path({str(tmp_path / "out")!r}), options,
                on_progress=lambda found: os.kill(os.getpid(), signal.SIGKILL))
 """
-    killed = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False, capture_output=True
+    )
     assert killed.returncode == -9, killed.stderr
     assert not (tmp_path / "out/llm/awq").exists()
     assert not (tmp_path / "out/manifest.json").exists()
@@ -227,8 +232,14 @@ def of_config(**values: Any) -> Change:
 
 UP = "model.layers.1.mlp.up_proj.weight"
 BAD_CHECKPOINTS: dict[str, tuple[Change, str]] = {
-    "nan": (of_tensors(lambda t: t[UP].__setitem__((3, 4), float("nan"))), r"layer 1: mlp\.up_proj\.weight holds NaN or Inf"),
-    "inf": (of_tensors(lambda t: t[UP].__setitem__((3, 4), float("inf"))), r"layer 1: mlp\.up_proj\.weight holds NaN or Inf"),
+    "nan": (
+        of_tensors(lambda t: t[UP].__setitem__((3, 4), float("nan"))),
+        r"layer 1: mlp\.up_proj\.weight holds NaN or Inf",
+    ),
+    "inf": (
+        of_tensors(lambda t: t[UP].__setitem__((3, 4), float("inf"))),
+        r"layer 1: mlp\.up_proj\.weight holds NaN or Inf",
+    ),
     "quantized": (of_config(quantization_config={"quant_method": "awq"}), "is already quantized"),
     "unknown": (of_config(model_type="mamba"), "model type 'mamba' is not supported"),
 }
@@ -312,9 +323,7 @@ def test_awq_that_is_worse_than_plain_rounding_fails_and_publishes_nothing(
     llama: tuple[Path, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = quantize_run.divergence
-    monkeypatch.setattr(
-        quantize_run, "divergence", lambda *given: replace(real(*given), kl=2.0, plain_kl=1.0)
-    )
+    monkeypatch.setattr(quantize_run, "divergence", lambda *given: replace(real(*given), kl=2.0, plain_kl=1.0))
     with pytest.raises(CheckFailed, match="held-out KL 2 against 1 nats"):
         quantize_model(llama[0], tmp_path / "out", replace(OPTIONS, calib=data))
     assert not (tmp_path / "out/llm/awq").exists()

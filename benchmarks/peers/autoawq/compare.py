@@ -217,7 +217,9 @@ def main() -> int:
     arguments = parser.parse_args()
     quantize_run.gate = lambda *_given: None  # what this measures is not to be cut off by the product's own gate
     rows = []
-    print("| model | group | ours | AutoAWQ | RTN | ours / AutoAWQ | bit-equal layers |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| model | group | ours | AutoAWQ | RTN | ours / AutoAWQ | bit-equal layers |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
     for name in arguments.only or MODELS:
         row = compare(name, arguments.environment, arguments.group, arguments.samples, arguments.held_out)
         rows.append(row)

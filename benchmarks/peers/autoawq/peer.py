@@ -1,16 +1,14 @@
 """Runs inside AutoAWQ's own environment (setup.sh); called by compare.py, and imports nothing of this project.
 
-    python peer.py load CHECKPOINT OUT.safetensors     read with AutoAWQ's loader, write its dequantized fp16 weights
-    python peer.py quantize MODEL OUT CALIB.json GROUP quantize with AutoAWQ on the token ids in CALIB.json
+python peer.py load CHECKPOINT OUT.safetensors     read with AutoAWQ's loader, write its dequantized fp16 weights
+python peer.py quantize MODEL OUT CALIB.json GROUP quantize with AutoAWQ on the token ids in CALIB.json
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import warnings
-
-warnings.filterwarnings("ignore")
+from pathlib import Path
 
 import torch
 from awq import AutoAWQForCausalLM
@@ -34,7 +32,7 @@ def load(checkpoint: str, out: str) -> None:
 
 
 def quantize(model_path: str, out: str, calibration: str, group: str) -> None:
-    samples = json.loads(open(calibration).read())
+    samples = json.loads(Path(calibration).read_text())
     model = AutoAWQForCausalLM.from_pretrained(model_path, torch_dtype=torch.float32, device_map="cpu")
     config = {"zero_point": True, "q_group_size": int(group), "w_bit": 4, "version": "GEMM"}
     model.quantize(
