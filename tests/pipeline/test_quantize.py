@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.pipeline import awq_checkpoint, quantize_run
 from vlm_edge.pipeline.quantize import WORK, QuantizeOptions, quantize_model
 from vlm_edge.quant.reading import dequantized
+from vlm_edge.quant.workspace import Workspace
 
 OPTIONS = QuantizeOptions(group_size=32, samples=10, seqlen=48, search_tokens=64, device="cpu")
 IDS = tiny_decoders.tokens(3, 24, seed=5)
@@ -150,29 +152,87 @@ def test_two_runs_and_a_run_with_a_spill_file_write_the_same_bytes(
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
-def test_a_killed_run_goes_on_and_writes_the_same_bytes(llama: tuple[Path, Any], data: Path, tmp_path: Path) -> None:
-    options = replace(OPTIONS, calib=data)
-    quantize_model(llama[0], tmp_path / "whole", options)
-    program = f"""
-import os, signal
+KILLED = """
+import os, random, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
-from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model
-options = QuantizeOptions(calib=Path({str(data)!r}), group_size=32, samples=10, seqlen=48, search_tokens=64, device="cpu")
 import torch
-torch.set_num_threads({torch.get_num_threads()})
-quantize_model(Path({str(llama[0])!r}), Path({str(tmp_path / "out")!r}), options,
-               on_progress=lambda found: os.kill(os.getpid(), signal.SIGKILL))
+torch.set_num_threads(int(sys.argv[4]))
+import vlm_edge.pipeline.quantize_run
+import vlm_edge.pipeline.calibration_set
+from vlm_edge.pipeline.quantize import quantize_model
+from tests.pipeline.test_quantize import OPTIONS
+model, data, out = map(Path, sys.argv[1:4])
+options = replace(OPTIONS, calib=data)
+moments = random.Random(0)
+
+def run(seconds):
+    # A fork has everything imported, so that the moments fall into the work.
+    child = os.fork()
+    if not child:
+        try:
+            quantize_model(model, out, options)
+        finally:
+            os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return time.monotonic()
+
+started = time.monotonic()
+quantize_model(model, out.with_name("whole"), options)
+whole = time.monotonic() - started
+finished = []
+for _ in range(int(sys.argv[5])):
+    run(moments.uniform(0, whole))
+    finished.append((out / "llm/awq/config.json").exists())
+run(None)
+print(sum(finished))
 """
-    killed = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False, capture_output=True
-    )
-    assert killed.returncode == -9, killed.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_writes_the_same_bytes(
+    llama: tuple[Path, Any], data: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(llama[0]),
+        str(data),
+        str(tmp_path / "out"),
+        str(torch.get_num_threads()),
+    ]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", "llm", "reports"}
+    assert not (tmp_path / "out" / WORK).exists()
+
+
+@pytest.mark.parametrize("failing", ["write_layer", "start"])
+def test_a_full_disk_is_an_error_and_the_run_goes_on_later(
+    failing: str, llama: tuple[Path, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OPTIONS, calib=data)
+    real, calls = getattr(Workspace, failing), []
+
+    def full_at_the_last(self: Workspace, *given: Any) -> Any:
+        calls.append(given)
+        if failing == "start" or len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, failing, full_at_the_last)
+        with pytest.raises(BadInput, match=r"cannot be written: .*No space left on device"):
+            quantize_model(llama[0], tmp_path / "out", options)
     assert not (tmp_path / "out/llm/awq").exists()
-    assert not (tmp_path / "out/manifest.json").exists()
-    notes: list[str] = []
-    done = quantize_model(llama[0], tmp_path / "out", options, on_note=notes.append)
-    assert notes == ["1 of 2 layers were finished before"]
-    assert done.report["resumed_layers"] == 1
+    done = quantize_model(llama[0], tmp_path / "out", options)
+    assert done.report["resumed_layers"] == (1 if failing == "write_layer" else 0)
+    quantize_model(llama[0], tmp_path / "whole", options)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 

@@ -218,16 +218,16 @@ def divergence(source: DecoderSource, work: Workspace) -> Divergence:
     first = len(placements) - 3 * held
     judged = sum(place.length - place.judged_from for place in placements[first : first + held])
     stride = max(1, -(-judged // HELD_OUT_TOKENS))
-    tokens, sums = 0, torch.zeros(4, dtype=torch.float64)
+    tokens, sums = 0, [0.0] * 4
     for i in range(first, first + held):
         rows = [states.get(i + shift * held)[placements[i].judged_from :: stride] for shift in range(3)]
         for block in _blocks(rows, source):
             right, *others = (source.logits(part).double().log_softmax(-1) for part in block)
             for n, other in enumerate(others):
-                sums[n] += (right.exp() * (right - other)).sum()
-                sums[2 + n] += (right.argmax(-1) == other.argmax(-1)).sum()
+                sums[n] += float((right.exp() * (right - other)).sum())
+                sums[2 + n] += float((right.argmax(-1) == other.argmax(-1)).sum())
             tokens += right.shape[0]
-    kl, plain_kl, agreement, plain_agreement = (float(value) / max(1, tokens) for value in sums)
+    kl, plain_kl, agreement, plain_agreement = (value / max(1, tokens) for value in sums)
     return Divergence(tokens, kl, plain_kl, agreement, plain_agreement)
 
 

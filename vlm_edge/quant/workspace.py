@@ -28,7 +28,7 @@ class LayerReport:
     """One finished layer.
 
     error, plain_error: of the held-out sequences' hidden states behind it, squared and relative to the fp32 model's, with this
-    method and with plain rounding, all layers before it rounded too; None without calibration.  steps_lost: share of groups
+    method and with plain rounding, all layers before it rounded too; None without calibration.  clip_share: share of groups
     whose outliers were cut, by linear layer.
     """
 
@@ -72,10 +72,11 @@ class Workspace:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         """Continue what is in the folder, or clear it when that was another model, other options or other data."""
         self.folder = folder
-        self.state = self._found(fingerprint) or State(fingerprint)
-        self.resumed = len(self.state.layers)
-        if not self.resumed:
+        found = self._found(fingerprint)
+        if found is None:
             shutil.rmtree(folder, ignore_errors=True)
+        self.state = found or State(fingerprint)
+        self.resumed = len(self.state.layers)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _found(self, fingerprint: str) -> State | None:
