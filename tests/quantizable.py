@@ -16,7 +16,10 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from tests import exportable, tiny_vlms
 from tests.quant import tiny_decoders
+from vlm_edge.core.bundle import hash_file
+from vlm_edge.pipeline.quantize import QuantizeOptions
 
+OPTIONS = QuantizeOptions(group_size=32, samples=10, seqlen=48, search_tokens=64, device="cpu")
 TEXT = {**tiny_decoders.SIZES, "num_key_value_heads": 2}
 PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!:-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -121,3 +124,8 @@ def write_data(folder: Path, count: int = 10, *, images: bool = True, text: str 
 def write_lines(path: Path, rows: Sequence[Any]) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
     return path
+
+
+def hashes(out: Path) -> dict[str, str]:
+    paths = [*(out / "llm").rglob("*.safetensors"), out / "llm/awq/config.json"]
+    return {path.relative_to(out).as_posix(): hash_file(path) for path in paths}

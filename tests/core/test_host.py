@@ -154,3 +154,17 @@ def test_the_peak_is_this_process_own_and_not_its_parents() -> None:
 def test_without_proc_the_peak_comes_from_getrusage(machine: Callable[[Files], None]) -> None:
     machine({})
     assert host.peak_rss_bytes() > 10 << 20
+
+
+def test_what_this_process_holds_now_grows_and_shrinks() -> None:
+    before = host.rss_bytes()
+    block = bytearray(os.urandom(1 << 20) * 64)
+    assert host.rss_bytes() >= before + (60 << 20)
+    assert host.data_bytes() >= 60 << 20
+    del block
+    assert host.rss_bytes() < before + (60 << 20)
+
+
+def test_a_system_that_does_not_tell_what_is_held(machine: Callable[[Files], None]) -> None:
+    machine({})
+    assert host.rss_bytes() == host.data_bytes() == 0

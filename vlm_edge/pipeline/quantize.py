@@ -242,7 +242,7 @@ def versions() -> dict[str, str]:
 
 def gate(kl: float, plain_kl: float, method: str) -> None:
     """Raise CheckFailed when the searched weights are further from the fp32 model than plainly rounded ones."""
-    if method == "awq" and kl > plain_kl:
+    if method == "awq" and not kl <= plain_kl:  # so that NaN fails
         raise CheckFailed(
             f"AWQ is further from the fp32 model than plain rounding: held-out KL {kl:.3g} against {plain_kl:.3g} nats",
             remedy="calibrate on more or other samples, or use --method rtn",
