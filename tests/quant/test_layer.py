@@ -56,8 +56,8 @@ def test_statistics_are_those_of_what_each_linear_layer_reads() -> None:
 def test_attention_is_judged_on_whole_sequences_at_even_distances() -> None:
     _, _, observer, _ = observed(tiny.text_model("llama"))
     calls = observer.seen["self_attn.q_proj"].calls
-    assert [states.shape[1] for states, _ in calls] == [LENGTH] * 3
-    assert observer.whole == {1, 3, 5}
+    assert [states.shape[1] for states, _ in calls] == [LENGTH] * 4
+    assert observer.whole == {0, 2, 3, 5}
     assert all("position_embeddings" in named for _, named in calls)
 
 

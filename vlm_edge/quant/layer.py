@@ -25,6 +25,7 @@ from vlm_edge.quant.search import (
 
 SEARCH_TOKENS = 512
 """Tokens on which scales are judged, evenly spaced over the calibration set; means and clips use all of them."""
+LEAST_SEQUENCES = 4
 Check = Callable[[], None]
 
 
@@ -66,7 +67,8 @@ class LayerResult:
 class Observer:
     """Hooks on a decoder layer while calibration sequences pass through it, one at a time.
 
-    tokens: of the whole calibration set, from which it follows which rows and sequences make up the subsample.
+    lengths: of all sequences, in the order in which they come; from them it follows which rows and which whole sequences make up
+    the subsample.  sequence: the one that passes now; set by the caller.
     """
 
     def __init__(
@@ -131,9 +133,13 @@ def _nothing(layer: nn.Module, pair: ScalePair, scheme: Scheme) -> Observed:
 
 
 def _spread(lengths: Sequence[int], tokens: int) -> frozenset[int]:
-    """Sequences at even distances whose lengths together come close to `tokens`; one at least."""
-    wanted = max(1, round(tokens * len(lengths) / max(1, sum(lengths))))
-    return frozenset(int((i + 0.5) * len(lengths) / wanted) for i in range(min(wanted, len(lengths))))
+    """Sequences at even distances whose lengths together come close to `tokens`; LEAST_SEQUENCES at least.
+
+    One long prompt is either about an image or not, and what attends to what differs.
+    """
+    wanted = max(LEAST_SEQUENCES, round(tokens * len(lengths) / max(1, sum(lengths))))
+    wanted = min(wanted, len(lengths))
+    return frozenset(int((i + 0.5) * len(lengths) / wanted) for i in range(wanted))
 
 
 def quantize_plain(layer: nn.Module, scheme: Scheme) -> dict[str, Quantized]:
