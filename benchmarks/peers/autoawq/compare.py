@@ -230,7 +230,7 @@ def main() -> int:
         )
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks.peers.autoawq.compare", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.peers.autoawq.compare ENV RESULTS.json", *sys.argv[3:]]),
         "cpu": cpu_name(),
         "versions": {**versions(), "autoawq": "0.2.9", "autoawq's transformers": "4.56.2"},
         "limit": LIMIT,
