@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from tests import exportable, tiny_vlms
 from tests.quant import tiny_decoders
+from tests.runnable import SPECIAL
 from vlm_edge.core.bundle import hash_file
 from vlm_edge.pipeline.quantize import QuantizeOptions
 
@@ -25,12 +26,14 @@ PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!:-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def save_tokenizer(folder: Path) -> None:
-    """One token a character; <s>, </s> and <image> beside them."""
-    names = ["<pad>", "<s>", "</s>", "<image>", "<unk>", *LETTERS]
+def save_tokenizer(folder: Path, special: Sequence[str] = ("<image>",)) -> None:
+    """One token a character; <s>, </s> and a family's control tokens beside them, its placeholder as number 3."""
+    names = ["<pad>", "<s>", "</s>", special[0], "<unk>", *special[1:], *LETTERS]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:5]])
+    tokenizer.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in names[: 4 + len(special)]]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
@@ -69,7 +72,7 @@ def save_vlm(family: str, folder: Path, **named: Any) -> Any:
     (folder / "preprocessor_config.json").write_text(
         json.dumps({**PIXELS, **exportable.PREPROCESSORS[family]}), "utf-8"
     )
-    save_tokenizer(folder)
+    save_tokenizer(folder, SPECIAL[family])
     return model
 
 

@@ -10,8 +10,10 @@ import torch
 from tests import quantizable
 from tests.quant import tiny_decoders
 from vlm_edge.core.checkpoint import open_checkpoint
+from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput
 from vlm_edge.models.decoder_layers import StreamedDecoder, pieces
+from vlm_edge.models.qwen_prompt import rope_positions
 from vlm_edge.models.weights import read
 from vlm_edge.quant.sequences import Placement
 
@@ -41,8 +43,8 @@ def test_layer_by_layer_is_the_whole_model(kind: str, tmp_path: Path) -> None:
 def test_three_part_positions(family: str, tmp_path: Path) -> None:
     model = quantizable.save_vlm(family, tmp_path)
     decoder = StreamedDecoder(open_checkpoint(tmp_path))
-    positions = decoder.positions(1, 6, LENGTH, (1, 4, 6))
-    assert positions is not None
+    image = ImageLayout((42, 28), (0, 0, 42, 28), views=1, visual_tokens=6, token_grid=(2, 3))
+    positions = torch.from_numpy(rope_positions([(1, None), (6, image), (LENGTH - 7, None)]))
     rows = torch.randn(LENGTH, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(inputs_embeds=rows[None], position_ids=positions[:, None]).logits[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import quantizable
+from tests import quantizable, runnable
 from tests.quantizable import OPTIONS, hashes
+from vlm_edge.core.bundle import open_bundle
+from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.errors import BadInput, CheckFailed
+from vlm_edge.models.text_weights import text_digest
 from vlm_edge.pipeline import quantize_run
+from vlm_edge.pipeline.export import ExportOptions, export_model
 from vlm_edge.pipeline.quantize import gate, quantize_model
 
 Change = Callable[[Path], None]
@@ -125,6 +130,53 @@ def test_out_of_another_model_is_refused_and_kept(llama: tuple[Path, Any], data:
         with pytest.raises(BadInput, match=r"holds (another model|files that are no bundle's)"):
             quantize_model(tmp_path / other, out, replace(OPTIONS, calib=data))
     assert hashes(out) == before
+
+
+def tuned(folder: Path, part: str) -> Path:
+    """The checkpoint with one tensor of this part changed: names, shapes and config.json stay."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[next(name for name in sorted(tensors) if part in name and name.endswith("proj.weight"))] += 0.25
+
+    shutil.copytree(folder, folder.with_name("tuned"))
+    of_tensors(change)(folder.with_name("tuned"))
+    return folder.with_name("tuned")
+
+
+def test_a_fine_tune_s_decoder_does_not_replace_another(data: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    quantizable.save_vlm("llava", model)
+    quantize_model(model, out, replace(OPTIONS, method="rtn"))
+    before, source = hashes(out), open_bundle(out).manifest.source
+    assert source["text"] == text_digest(open_checkpoint(model))
+    with pytest.raises(BadInput, match="holds another model"):
+        quantize_model(tuned(model, "language_model"), out, replace(OPTIONS, calib=data))
+    assert hashes(out) == before
+    again = quantize_model(model, out, replace(OPTIONS, calib=data)).bundle
+    assert again is not None
+    assert again.manifest.source == source
+
+
+def test_a_decoder_is_not_put_beside_another_fine_tune_s_tower(tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    quantizable.save_vlm("llava", model)
+    with runnable.without_graph():
+        export_model(model, out, ExportOptions(threads=1))
+    before = open_bundle(out).manifest
+    with pytest.raises(BadInput, match="holds another model"):
+        quantize_model(tuned(model, "vision_tower"), out, replace(OPTIONS, method="rtn"))
+    assert open_bundle(out).manifest == before
+    done = quantize_model(model, out, replace(OPTIONS, method="rtn")).bundle
+    assert done is not None
+    assert done.manifest.source.keys() - before.source.keys() == {"text"}
+    assert done.path("vision.graph", target="cpu").is_file()
+    assert done.path("llm.awq").is_file()
+
+
+def test_models_of_the_hub_are_not_fetched(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="there is no folder some/model") as refused:
+        quantize_model(Path("some/model"), tmp_path / "out", OPTIONS)
+    assert refused.value.remedy.startswith("hf download some/model")
 
 
 def test_awq_that_is_worse_than_plain_rounding_fails_and_publishes_nothing(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from vlm_edge.core.geometry import visual_token_count
+from vlm_edge.core.geometry import ImageLayout, visual_token_count
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.memory import formulas
 
@@ -57,12 +58,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Load:
-    """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length."""
+    """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length.
+
+    layouts: how each image is cut, where a family's own rules do it; then `tiles` is not read.
+    """
 
     decode_bytes: tuple[int, ...]
     tiles: int
     context_tokens: int
     kv_bits: int = 32
+    layouts: tuple[ImageLayout, ...] | None = None
 
 
 def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *, budget_bytes: int) -> Plan:
@@ -70,10 +75,10 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
 
     artifact_bytes: bytes by role; weights count once, since ONNX Runtime repacks them while it reads the file.
     """
-    images = len(load.decode_bytes)
-    visual = visual_token_count(model.geometry, tiles=load.tiles, images=images)
+    visual, encode, how = _encoding(model, load)
     context = load.context_tokens
-    views = images * (1 + load.tiles)
+    # Tokens that see all of their prompt are read in one piece.
+    chunk = context if model.text.bidirectional_prefix else min(context, PREFILL_CHUNK)
     always = PHASES
     later = PHASES[1:]
     llm = sum(size for role, size in artifact_bytes.items() if role.startswith("llm.graph"))
@@ -93,9 +98,9 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
         ),
         PlanItem(
             "vision.activations",
-            formulas.vision_activation_bytes(model.vision, views=min(views, ENCODE_VIEWS)),
+            encode,
             ("encode",),
-            f"{min(views, ENCODE_VIEWS)} views in one call",
+            how,
             "bound",
         ),
         PlanItem("visual_embeddings", 2 * visual * embeds, ("encode", "prefill", "decode"), "2 copies, fp32", "exact"),
@@ -108,12 +113,40 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
         ),
         PlanItem(
             "prefill.activations",
-            formulas.prefill_activation_bytes(model.text, tokens=min(context, PREFILL_CHUNK)),
+            formulas.prefill_activation_bytes(model.text, tokens=chunk),
             ("prefill",),
-            f"chunks of {PREFILL_CHUNK}",
+            f"chunks of {chunk}",
             "bound",
         ),
         PlanItem("logits", 4 * model.text.vocab, ("prefill", "decode"), "last position, fp32", "exact"),
     )
     phases = {phase: sum(item.bytes for item in items if phase in item.phases) for phase in PHASES}
     return Plan(items, phases, budget_bytes, visual)
+
+
+def _encoding(model: ModelSpec, load: Load) -> tuple[int, int, str]:
+    """Visual tokens and markers of all images, the encoder's bytes, and how those come about."""
+    if load.layouts is None:
+        images = len(load.decode_bytes)
+        views = min(images * (1 + load.tiles), ENCODE_VIEWS)
+        tokens = visual_token_count(model.geometry, tiles=load.tiles, images=images)
+        return tokens, formulas.vision_activation_bytes(model.vision, views=views), f"{views} views in one call"
+    tokens = sum(layout.visual_tokens + layout.marker_tokens for layout in load.layouts)
+    # One image at a time, all of its pixels prepared, at most ENCODE_VIEWS of its views in one call.
+    largest = max(load.layouts, key=lambda layout: layout.views * _view_px(model, layout), default=None)
+    if largest is None:
+        return tokens, 0, "no image"
+    patch_px = model.vision.patch_px
+    side = patch_px * math.ceil(math.sqrt(_view_px(model, largest)) / patch_px)
+    views = min(largest.views, ENCODE_VIEWS)
+    # The formula has the pixels of the call once; views that wait, and repeated frames, come on top.
+    more = largest.views * model.vision.temporal_patch - views
+    encode = formulas.vision_activation_bytes(replace(model.vision, image_px=side), views=views)
+    return tokens, encode + more * formulas.FLOAT32_BYTES * 3 * side * side, f"{views} views in one call"
+
+
+def _view_px(model: ModelSpec, layout: ImageLayout) -> int:
+    """Pixels of the largest view."""
+    if model.geometry.fixed_views:
+        return model.geometry.view_px**2
+    return layout.canvas_px[0] * layout.canvas_px[1]

@@ -107,20 +107,6 @@ class StreamedDecoder:
         scale = getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0)
         return table[[places[token] for token in tokens]] * scale
 
-    def positions(self, first: int, visual: int, length: int, grid: tuple[int, int, int] | None) -> torch.Tensor | None:
-        """Three-part rotary positions int64 [3, length] of `first` text tokens, an image of `visual` tokens, and text.
-
-        None for models that number their tokens.  grid: frames, rows and columns of patches before merging.
-        """
-        index = getattr(getattr(self._model, "model", None), "get_rope_index", None)
-        if index is None or grid is None:
-            return None
-        kinds = torch.zeros(1, length, dtype=torch.int32)
-        kinds[0, first : first + visual] = 1
-        found, _ = index(torch.zeros(1, length, dtype=torch.int64), kinds, image_grid_thw=torch.tensor([grid]))
-        positions: torch.Tensor = found[:, 0]
-        return positions
-
     @property
     def embedding(self) -> TensorRef:
         """The input embeddings as the checkpoint stores them."""

@@ -52,13 +52,6 @@ def write_checkpoint(
     return files
 
 
-def write_embedding(decoder: StreamedDecoder, path: Path) -> Path:
-    """The input embeddings alone, float16 [V, D], as the runtime reads them."""
-    with atomic_write(path) as stream:
-        write_pieces(stream, {"embed": _in_half(decoder.embedding)})
-    return path
-
-
 def quantized_config(config: Mapping[str, Any], scheme: Scheme, skipped: Sequence[str]) -> dict[str, Any]:
     """config.json with AutoAWQ's quantization_config.
 

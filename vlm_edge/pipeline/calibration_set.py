@@ -1,25 +1,30 @@
-"""Samples -> what the decoder reads: the family's prompt, or a stop-gap, around features of the checkpoint's own tower."""
+"""Samples -> what the decoder reads: the family's prompt around features of the checkpoint's own tower."""
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from vlm_edge.core.bundle import Bundle, Limits, Manifest, RunDefaults, reference
-from vlm_edge.core.bundle_writer import CONFIGURATION
+from vlm_edge.core.bundle import Bundle, reference
+from vlm_edge.core.bundle_writer import Staged
 from vlm_edge.core.checkpoint import Checkpoint
-from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.core.contracts import Floats, Span
 from vlm_edge.core.image_inputs import ImageInputs
-from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.models.decoder_layers import StreamedDecoder
+from vlm_edge.models.text_weights import write_embedding
 from vlm_edge.models.weights import load_parts
+from vlm_edge.pipeline.export import copied, manifest_of, newline_file
+from vlm_edge.pipeline.export_llm import EMBEDDING
+from vlm_edge.pipeline.source import Source
 from vlm_edge.quant.calibrate import Sample
 from vlm_edge.quant.memory_limit import MemoryLimit, release
 from vlm_edge.quant.sequences import CalibrationSequence, Placement
@@ -68,100 +73,112 @@ class TextTokenizer:
 class FamilyPrompt:
     """The prompt that `run` will make, by the family's own PromptBuilder; the answer follows it."""
 
-    def __init__(self, builder: Any, tokenizer: TextTokenizer, decoder: StreamedDecoder) -> None:
-        self._builder, self._tokenizer, self._decoder = builder, tokenizer, decoder
+    def __init__(self, source: Source, stage: Path) -> None:
+        """stage: an empty folder, to which the files are written that a bundle of this model would have for its prompts.
+
+        Raises BadInput for files that are missing or cannot be used.
+        """
+        self._root, self._tokenizer = source.checkpoint.root, TextTokenizer(source.checkpoint)
+        self._bidirectional = source.spec.text.bidirectional_prefix
+        build = source.family.prompt
+        if build is None:
+            raise BadInput(
+                f"models of the family {source.family.name} have no prompt here",
+                remedy="use --method rtn, which needs none",
+            )
+        with self._of_a_checkpoint():
+            self._builder = build(_as_bundle(source, stage))
 
     def sequence(self, sample: Sample, image: ImageInputs | None, features: Features) -> CalibrationSequence:
-        """The chat template around the text, with the image where the template puts it."""
-        try:
-            tokens = self._builder.tokens(sample.text, images=int(image is not None))
-        except BadInput as cause:
-            raise SkippedSample("no_question") from cause
-        views = [[view.numpy() for view in features]] if image is not None else []
-        rows = torch.from_numpy(np.ascontiguousarray(self._builder.splice(tokens, views)))
-        behind = len(tokens) - 1 - tokens.index(self._builder.image_id) if image is not None else len(tokens)
-        answer = self._tokenizer.ids(sample.answer)
-        hidden = torch.cat([rows, self._decoder.embed(answer)]) if answer else rows
-        return CalibrationSequence(hidden, Placement(hidden.shape[0], judged_from=max(0, rows.shape[0] - behind - 1)))
-
-
-class PlainPrompt:
-    """Stop-gap for families whose prompt is not written yet, and the way of text models: start token, image, text, answer.
-
-    Layouts that a family builds around its views (newlines, markers, rows) are missing; the features themselves, their number
-    and their positions are right.
-    """
-
-    def __init__(
-        self, tokenizer: TextTokenizer, decoder: StreamedDecoder, *, bidirectional_prefix: bool = False
-    ) -> None:
-        self._tokenizer, self._decoder, self._bidirectional = tokenizer, decoder, bidirectional_prefix
-
-    def sequence(self, sample: Sample, image: ImageInputs | None, features: Features) -> CalibrationSequence:
-        """Everything one after the other."""
-        first, text = self._tokenizer.first, self._tokenizer.ids(sample.text)
-        answer = self._tokenizer.ids(sample.answer)
-        visual = sum(view.shape[0] for view in features)
-        if not text:
-            raise SkippedSample("no_tokens")
-        parts = [self._decoder.embed(first)] if first else []
-        hidden = torch.cat([*parts, *features, self._decoder.embed([*text, *answer])])
-        grid = None if image is None else image.layout.grid_thw
-        before = len(first) + visual
+        """The chat template around the text, with the image's views, markers and newlines as the family has them."""
+        with self._of_a_checkpoint():
+            try:
+                tokens = self._builder.tokens(sample.text, [] if image is None else [image.layout])
+            except BadInput as cause:
+                raise SkippedSample("no_question") from cause
+            views = [view.numpy() for view in features]
+            runs = [] if image is None else self._builder.runs(views, image.layout)
+            parts, spans = self._laid_out(tokens, runs, image)
+            judged_from = max(0, sum(map(len, parts[: _behind_images(spans)])) - 1)
+            length = sum(map(len, parts))
+            if answer := self._tokenizer.ids(sample.answer):
+                parts.append(self._builder.text.embed(answer))
+                spans.append((len(answer), None))
+            positions = self._builder.positions(spans)
+        hidden = torch.from_numpy(np.concatenate(parts))
         return CalibrationSequence(
             hidden,
             Placement(
-                length=hidden.shape[0],
-                positions=self._decoder.positions(len(first), visual, hidden.shape[0], grid),
-                prefix=before + len(text) if self._bidirectional else 0,
-                judged_from=max(0, before - 1) if visual else 0,
+                length=len(hidden),
+                positions=None if positions is None else torch.from_numpy(np.ascontiguousarray(positions)),
+                prefix=length if self._bidirectional else 0,
+                judged_from=judged_from,
             ),
         )
 
+    def _laid_out(
+        self, tokens: Sequence[int], runs: Sequence[Floats], image: ImageInputs | None
+    ) -> tuple[list[Floats], list[Span]]:
+        """Embeddings of each stretch of text and of each run, in the prompt's order, and what each is."""
+        parts: list[Floats] = []
+        spans: list[Span] = []
+        left = iter(runs)
+        for visual, group in groupby(tokens, lambda token: token == self._builder.image_id):
+            stretch = list(group)
+            found = [next(left) for _ in stretch] if visual else [self._builder.text.embed(stretch)]
+            parts += found
+            spans += [(len(part), image.layout if visual and image else None) for part in found]
+        return parts, spans
 
-def prompt_for(
-    checkpoint: Checkpoint, family: VlmFamily, spec: ModelSpec, decoder: StreamedDecoder, embedding: Path
-) -> Prompt:
-    """The family's own prompt where it has one; embedding: llm/embed.safetensors, as its files will stand in the bundle."""
-    tokenizer = TextTokenizer(checkpoint)
-    if family.prompt is None:
-        return PlainPrompt(tokenizer, decoder, bidirectional_prefix=spec.text.bidirectional_prefix)
-    try:
-        return FamilyPrompt(family.prompt(_as_bundle(checkpoint, spec, embedding)), tokenizer, decoder)
-    except DamagedBundle as cause:
-        raise BadInput(
-            f"no prompts can be made for {checkpoint.root}: {cause.message}", remedy="download all of the checkpoint"
-        ) from cause
+    @contextmanager
+    def _of_a_checkpoint(self) -> Iterator[None]:
+        try:
+            yield
+        except DamagedBundle as cause:
+            raise BadInput(
+                f"no prompts can be made for {self._root}: {cause.message}", remedy="download all of the checkpoint"
+            ) from cause
 
 
-def _as_bundle(checkpoint: Checkpoint, spec: ModelSpec, embedding: Path) -> Bundle:
+def _behind_images(spans: Sequence[Span]) -> int:
+    """The first span behind the last image; 0 without one."""
+    return max((index + 1 for index, (_, image) in enumerate(spans) if image is not None), default=0)
+
+
+def _as_bundle(source: Source, stage: Path) -> Bundle:
     """The checkpoint's files as the bundle that they will be part of, for a PromptBuilder."""
-    root = checkpoint.root.resolve()
-    artifacts = [reference(root, name, role=role) for role, name in CONFIGURATION.items() if (root / name).is_file()]
-    table = reference(embedding.parent, embedding.name, role="llm.embedding")
-    manifest = Manifest(
-        schema_version=1, name=root.name, source={}, tools={}, model=spec,
-        limits=Limits(max_tiles=0, max_model_len=spec.text.max_positions), defaults=RunDefaults(),
-        artifacts=(*artifacts, _elsewhere(table, embedding)),
-    )  # fmt: skip
-    return Bundle(root, manifest)
+    dtype = write_embedding(source.checkpoint, stage / EMBEDDING)
+    files = [*copied(source.checkpoint, stage), Staged(EMBEDDING, "llm.embedding", dtype=dtype)]
+    if part := getattr(source.components, "NEWLINE", None):
+        model = load_parts(source.checkpoint, (part,), dtype=torch.float32)
+        files += newline_file(source.components, model, stage)
+    artifacts = tuple(reference(stage, file.path, role=file.role, dtype=file.dtype) for file in files)
+    return Bundle(stage, replace(manifest_of(source, None), artifacts=artifacts))
 
 
-def _elsewhere(artifact: Any, path: Path) -> Any:
-    """An absolute path takes the place of the bundle's root when the two are joined."""
-    from dataclasses import replace
+class PlainPrompt:
+    """The way of text models: start token, text, answer."""
 
-    return replace(artifact, path=str(path.resolve()))
+    def __init__(self, tokenizer: TextTokenizer, decoder: StreamedDecoder) -> None:
+        self._tokenizer, self._decoder = tokenizer, decoder
+
+    def sequence(self, sample: Sample, image: ImageInputs | None, features: Features) -> CalibrationSequence:  # noqa: ARG002
+        """Everything one after the other."""
+        text = self._tokenizer.ids(sample.text)
+        if not text:
+            raise SkippedSample("no_tokens")
+        hidden = self._decoder.embed([*self._tokenizer.first, *text, *self._tokenizer.ids(sample.answer)])
+        return CalibrationSequence(hidden, Placement(len(hidden)))
 
 
 class Tower:
     """A checkpoint's vision tower and projector in fp32."""
 
-    def __init__(self, checkpoint: Checkpoint, family: str, images: Any, settings: Any, device: str) -> None:
-        components = importlib.import_module(f"vlm_edge.models.{family}.components")
-        model = load_parts(checkpoint, components.PARTS, dtype=torch.float32)
+    def __init__(self, source: Source, device: str) -> None:
+        components = source.components
+        model = load_parts(source.checkpoint, components.PARTS, dtype=torch.float32)
         self._module = components.VisionAndProjector(model).to(device)
-        self._images, self._settings, self._device = images, settings, device
+        self._images, self._settings, self._device = source.images, source.settings, device
         self._names = tuple(components.VisionAndProjector.axes)
 
     def prepare(self, path: Path) -> ImageInputs:

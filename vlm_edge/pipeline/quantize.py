@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,12 @@ from vlm_edge.core.bundle import ArtifactRef, Bundle, atomic_write, reference
 from vlm_edge.core.bundle_writer import Staged, locked, present, publish
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
 from vlm_edge.core.resources import resource_dir
-from vlm_edge.errors import BadInput, CheckFailed, MissingDependency
-from vlm_edge.pipeline.export import Described, copied, describe, manifest_of, source_hashes
+from vlm_edge.errors import BadInput, CheckFailed
+from vlm_edge.pipeline import hub
+from vlm_edge.pipeline.export import copied, manifest_of, vision_hash
+from vlm_edge.pipeline.export_llm import TEXT_SOURCE, same_model
+from vlm_edge.pipeline.source import Source, describe, source_hashes
+from vlm_edge.pipeline.tools import require_build_tools
 from vlm_edge.units import format_bytes
 
 METHODS = ("awq", "rtn")
@@ -29,10 +32,8 @@ GROUP_SIZES = (128, 64, 32)
 SAMPLES, SEQLEN = 32, 1024
 REPORT = "reports/quantize.json"
 AWQ = "llm/awq"
-EMBEDDING = "llm/embed.safetensors"
 WORK = "llm/.quantize"
 _NEEDED = ("torch", "transformers", "safetensors")
-_PARTS = "vlm_edge.models.{}.components"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def quantize_model(
     """
     options = options or QuantizeOptions()
     _check_options(options)
-    _check_tools()
+    require_build_tools("quantize", _NEEDED)
     checkpoint, described = _opened(model)
     if out.resolve() == checkpoint.root.resolve():
         raise BadInput(f"{out} is the checkpoint itself", remedy="name another folder")
@@ -109,13 +110,26 @@ def quantize_model(
 
     with locked(out) as stage:
         run = Run(checkpoint, described, out, options, on_progress, on_note, sequences)
-        return _publish(run.finish(stage), described, checkpoint, out, stage)
+        source = _weighed(described, out, on_note) if described else {}
+        return _publish(run.finish(stage), described, source, out, stage)
 
 
-def _opened(root: Path) -> tuple[Checkpoint, Described | None]:
+def _weighed(described: Source, out: Path, on_note: OnNote) -> dict[str, str]:
+    """Hashes that say which model it is, its decoder's weights among them; raises BadInput when OUT holds another one."""
+    from vlm_edge.models.text_weights import text_digest
+
+    on_note("hash the decoder's weights")
+    source = {**described.hashes, TEXT_SOURCE: text_digest(described.checkpoint)}
+    return same_model(out, source, described.name, partial(vision_hash, described))[1]
+
+
+def _opened(root: Path) -> tuple[Checkpoint, Source | None]:
     """The checkpoint, and what it is as a vision-language model; None for a plain language model."""
-    if not root.exists():
-        describe(root)  # says how to get it
+    if hub.is_id(str(root)):
+        raise BadInput(
+            f"there is no folder {root}, and quantize does not fetch models of the hub yet",
+            remedy=f"hf download {root} --local-dir {root.name}, then name that folder",
+        )
     checkpoint = open_checkpoint(root)
     from vlm_edge.quant.mapping import ARCHITECTURES
 
@@ -152,14 +166,6 @@ def _check_options(options: QuantizeOptions) -> None:
             raise BadInput(f"{flag} {number} is too small", remedy=f"use {least} or more")
 
 
-def _check_tools() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependency(
-            f"quantize needs {', '.join(missing)}, which is not installed", remedy="pip install 'vlm-edge[build]'"
-        )
-
-
 def _refuse_another(out: Path, checkpoint: Checkpoint, name: str) -> None:
     """A plain language model leaves no manifest, so its report says which one it was."""
     try:
@@ -191,12 +197,9 @@ def seqlen_of(options: QuantizeOptions, context: int) -> int:
     return options.seqlen
 
 
-def skipped_parts(described: Described | None) -> Sequence[str]:
+def skipped_parts(described: Source | None) -> Sequence[str]:
     """Modules of a vision-language model that are not its decoder."""
-    if described is None:
-        return ()
-    parts: Sequence[str] = importlib.import_module(_PARTS.format(described.family.name)).PARTS
-    return parts
+    return described.components.PARTS if described else ()
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class Finished:
 
 
 def _publish(
-    finished: Finished, described: Described | None, checkpoint: Checkpoint, out: Path, stage: Path
+    finished: Finished, described: Source | None, source: Mapping[str, str], out: Path, stage: Path
 ) -> Quantized:
     with atomic_write(stage / REPORT) as stream:
         stream.write(json.dumps(finished.report, indent=1).encode() + b"\n")
@@ -221,15 +224,15 @@ def _publish(
             (stage / file.path).replace(out / file.path)
         finished.clean()
         return Quantized(out, None, artifacts, finished.report)
-    old = present(out, described.source, described.name)
+    old = present(out, source, described.name)
     manifest = manifest_of(described, old)
     manifest = replace(
         manifest,
-        source={**manifest.source, **described.source},
+        source={**manifest.source, **source},
         tools={**manifest.tools, "vlm-edge": __version__},
         artifacts=tuple(a for a in manifest.artifacts if not a.role.startswith("llm.awq")),
     )
-    bundle = publish(out, stage, [*copied(checkpoint, stage), *files], manifest, old=old)
+    bundle = publish(out, stage, [*copied(described.checkpoint, stage), *files], manifest, old=old)
     finished.clean()
     paths = {file.path for file in files}
     return Quantized(out, bundle, tuple(a for a in bundle.manifest.artifacts if a.path in paths), finished.report)

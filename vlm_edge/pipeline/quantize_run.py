@@ -18,21 +18,21 @@ from vlm_edge.core.bundle_writer import Staged
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.core.load import to_plain
 from vlm_edge.models.decoder_layers import StreamedDecoder
+from vlm_edge.models.text_weights import write_table
 from vlm_edge.pipeline import awq_checkpoint
 from vlm_edge.pipeline.calibration_set import (
     HELD_OUT_EVERY,
+    FamilyPrompt,
     PlainPrompt,
     Prompt,
     TextTokenizer,
     Tower,
     build_sequences,
-    prompt_for,
     split,
 )
-from vlm_edge.pipeline.export import Described, source_hashes
+from vlm_edge.pipeline.export_llm import EMBEDDING
 from vlm_edge.pipeline.quantize import (
     AWQ,
-    EMBEDDING,
     WORK,
     Finished,
     OnNote,
@@ -46,6 +46,7 @@ from vlm_edge.pipeline.quantize import (
     skipped_parts,
     versions,
 )
+from vlm_edge.pipeline.source import Source, source_hashes
 from vlm_edge.quant.calibrate import Sample, digest, read_samples
 from vlm_edge.quant.mapping import architecture_of, linear_layers, resolve
 from vlm_edge.quant.memory_limit import MemoryLimit, release
@@ -60,7 +61,7 @@ class Run:
     """One call of `quantize`; everything that can be refused is refused before anything is written."""
 
     def __init__(
-        self, checkpoint: Checkpoint, described: Described | None, out: Path, options: QuantizeOptions,
+        self, checkpoint: Checkpoint, described: Source | None, out: Path, options: QuantizeOptions,
         on_progress: OnProgress, on_note: OnNote, sequences: Sequence[CalibrationSequence] | None,
     ) -> None:  # fmt: skip
         self.checkpoint, self.described, self.out, self.options = checkpoint, described, out, options
@@ -155,10 +156,7 @@ class Run:
         model = self.described
         if model is None:
             return PlainPrompt(TextTokenizer(self.checkpoint), self.decoder), None
-        table = awq_checkpoint.write_embedding(self.decoder, stage / EMBEDDING)
-        prompt = prompt_for(self.checkpoint, model.family, model.spec, self.decoder, table)
-        device = str(self.decoder.device)
-        return prompt, lambda: Tower(self.checkpoint, model.family.name, model.images, model.settings, device)
+        return FamilyPrompt(model, stage), lambda: Tower(model, str(self.decoder.device))
 
     def _fingerprint(self) -> str:
         """Of everything that the layers depend on, so that a run goes on only with what it began with."""
@@ -194,8 +192,8 @@ class Run:
             self.checkpoint, self.decoder, layers, stage / AWQ, self.scheme, skipped
         )
         files = [_staged(path, stage) for path in paths]
-        awq_checkpoint.write_embedding(self.decoder, stage / EMBEDDING)
-        return [*files, Staged(EMBEDDING, "llm.embedding", dtype="fp16")]
+        dtype = write_table(self.decoder.embedding, stage / EMBEDDING)
+        return [*files, Staged(EMBEDDING, "llm.embedding", dtype=dtype)]
 
     def _report(
         self, work: Workspace, made: MemoryPlan, found: Divergence | None, resident: bool, seconds: float
