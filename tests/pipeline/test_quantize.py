@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from tests import quantizable
 from tests.quant import tiny_decoders
 from tests.quantizable import OPTIONS
+from tests.tiny_decoders import builder_in_process
 from vlm_edge.core.bundle import open_bundle, verify_hashes
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import awq_checkpoint
+from vlm_edge.pipeline.export import ExportOptions, export_model
 from vlm_edge.pipeline.quantize import WORK, quantize_model
 from vlm_edge.quant.reading import dequantized
 
@@ -99,6 +101,28 @@ def test_every_family_s_decoder_enters_a_bundle(family: str, data: Path, tmp_pat
     assert "lm_head" in config["modules_to_not_convert"]
     table = load_file(bundle.path("llm.embedding"))["embed"]
     assert torch.equal(table, model.get_input_embeddings().weight)
+
+
+def test_a_bundle_holds_both_decoders_and_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever comes first: neither command changes what the other wrote."""
+    # The builder needs a vocabulary that is no layer's width.
+    monkeypatch.setattr(quantizable, "TEXT", {**quantizable.TEXT, "vocab_size": 104})
+    model, options = tmp_path / "model", replace(OPTIONS, method="rtn")
+    quantizable.save_vlm("llava", model)
+    quantized = quantize_model(model, tmp_path / "out", options).bundle
+    assert quantized is not None
+    with builder_in_process():
+        both = export_model(model, tmp_path / "out", ExportOptions(("llm",), threads=1))
+    assert {artifact.path for artifact in both.artifacts} == {
+        "llm/cpu/model.onnx", "llm/cpu/model.onnx.data", "llm/cpu/references.npz", "llm/embed.safetensors",
+    }  # fmt: skip
+    assert {*quantized.manifest.artifacts} < {*both.bundle.manifest.artifacts}
+    again = quantize_model(model, tmp_path / "out", options).bundle
+    assert again is not None
+    verify_hashes(again, force=True)
+    changed = {artifact.path for artifact in {*both.bundle.manifest.artifacts} - {*again.manifest.artifacts}}
+    assert changed == {"reports/quantize.json"}  # it has times in it
+    assert again.manifest.parity == both.bundle.manifest.parity
 
 
 def test_symmetric_weights_have_the_middle_zero_point(llama: tuple[Path, Any], data: Path, tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ def export_decoder(job: DecoderJob, out: Path, stage: Path, step: Step) -> Expor
         parity=(*(row for row in manifest.parity if row.component != component), *parity),
     )
     bundle = publish(out, stage, files, manifest, old=old)
-    added = tuple(a for a in bundle.manifest.artifacts if _is_decoder(a) and a.target in (job.target, "any"))
+    paths = {file.path for file in files}
+    added = tuple(a for a in bundle.manifest.artifacts if _is_decoder(a) and a.path in paths)
     return ExportedDecoder(bundle, added, parity)
 
 
