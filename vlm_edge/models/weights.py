@@ -81,13 +81,13 @@ def filled_in_turn(model: PreTrainedModel, checkpoint: Checkpoint, parts: Sequen
         for part in parts:
             module = model.get_submodule(part)
             empty = module.state_dict(keep_vars=True)
-            put, drop = partial(_put_part, model, layout, part), partial(_drop, model, part, empty)
+            put, drop = partial(_fill, model, layout, part), partial(_drop, model, part, empty)
             stack.callback(module.register_forward_pre_hook(lambda *_, put=put: put()).remove)
             stack.callback(module.register_forward_hook(lambda *_, drop=drop: drop()).remove)
         yield
 
 
-def _put_part(model: PreTrainedModel, layout: Layout, part: str) -> None:
+def _fill(model: PreTrainedModel, layout: Layout, part: str) -> None:
     wanted = [name for name in layout.expected if within(name, (part,))]
     for name, tensor in _loaded(model, layout, wanted):
         _put(model, name, tensor)
