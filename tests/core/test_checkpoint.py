@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.core.shard_files import (
     CONFIG,
@@ -28,7 +29,16 @@ from tests.core.shard_files import (
 )
 from vlm_edge.core import shards
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
-from vlm_edge.core.shards import MAX_HEADER_BYTES, read_header, read_into, read_tensor, same_bytes, write_copies
+from vlm_edge.core.shards import (
+    MAX_HEADER_BYTES,
+    Piece,
+    read_header,
+    read_into,
+    read_tensor,
+    same_bytes,
+    write_copies,
+    write_pieces,
+)
 from vlm_edge.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -341,3 +351,23 @@ def test_metadata_may_be_left_out(tmp_path: Path) -> None:
     header = {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
     padded = json.dumps(header).encode() + b"   "  # writers align the data with spaces
     assert set(open_checkpoint(write_single(tmp_path, shard(padded, b"1"))).tensors) == {"a"}
+
+
+def test_pieces_become_a_file_that_reads_back(tmp_path: Path) -> None:
+    pieces = {
+        "b": Piece("F16", (2, 2), lambda: iter([b"\0\0\0\x3c", b"\0\x40\0\x42"])),
+        "a": Piece("I32", (1,), lambda: iter([b"\x01\0\0\x80"])),
+    }
+    for order in (("a", "b"), ("b", "a")):
+        with (tmp_path / f"{order[0]}.safetensors").open("wb") as stream:
+            write_pieces(stream, {name: pieces[name] for name in order})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found = load_file(tmp_path / "a.safetensors")
+    assert found["a"].tolist() == [-(2**31) + 1]
+    assert found["b"].tolist() == [[0.0, 1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 6])
+def test_pieces_that_are_not_as_long_as_they_say(data: bytes, tmp_path: Path) -> None:
+    with (tmp_path / "a.safetensors").open("wb") as stream, pytest.raises(ValueError, match=f"{len(data)} bytes for a"):
+        write_pieces(stream, {"a": Piece("F16", (2,), lambda: iter([data]))})

@@ -173,3 +173,17 @@ def test_which_cpus_multiply_bytes_without_loss(
         machine({"proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n"})
     monkeypatch.setattr(host.platform, "machine", lambda: machine_name)
     assert host.exact_int8_products() is exact
+
+
+def test_what_this_process_holds_now_grows_and_shrinks() -> None:
+    before = host.rss_bytes()
+    block = bytearray(os.urandom(1 << 20) * 64)
+    assert host.rss_bytes() >= before + (60 << 20)
+    assert host.data_bytes() >= 60 << 20
+    del block
+    assert host.rss_bytes() < before + (60 << 20)
+
+
+def test_a_system_that_does_not_tell_what_is_held(machine: Callable[[Files], None]) -> None:
+    machine({})
+    assert host.rss_bytes() == host.data_bytes() == 0

@@ -235,7 +235,7 @@ def test_a_profile_is_for_as_many_views_as_the_family_cuts(family: str, views: i
     """28 x 56 has two tiles, InternVL's most are four; each has the view of the whole image beside them."""
     exportable.save(family, tmp_path / "tiny")
     described = export.source.describe(tmp_path / "tiny")
-    least, _, most = engines.profile(export._manifest(described, None), described.settings.geometry).shapes()
+    least, _, most = engines.profile(export.manifest_of(described, None), described.settings.geometry).shapes()
     assert (least, most) == ((1, 3, 28, 28), (views, 3, 28, 28))
 
 

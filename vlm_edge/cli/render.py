@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
@@ -144,3 +144,21 @@ def progress(title: str, total: int) -> Iterator[Any]:
     with Progress(plain, *Progress.get_default_columns()[1:], console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def layers(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yields a function of (done, total, text): a bar with the text beside it, or lines where stderr is no terminal."""
+    if VERBOSITY.quiet or sys.stderr is None:
+        yield lambda _done, _total, _text: None
+        return
+    if not sys.stderr.isatty():
+        yield lambda _done, _total, text: note(text)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    plain = TextColumn("{task.description}", markup=False)
+    with Progress(BarColumn(), plain, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)

@@ -125,6 +125,16 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak << 10
 
 
+def rss_bytes() -> int:
+    """Resident memory of this process now, or 0 where the system does not tell."""
+    return _field(_ROOT / "proc/self/status", "VmRSS:", unit=1 << 10) or 0
+
+
+def data_bytes() -> int:
+    """Private writable memory of this process, as RLIMIT_DATA counts it, or 0 where the system does not tell."""
+    return _field(_ROOT / "proc/self/status", "VmData:", unit=1 << 10) or 0
+
+
 def _field(path: Path, name: str, *, unit: int = 1) -> int | None:
     """The number behind a name at the start of a line."""
     try:

@@ -11,8 +11,9 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeGuard
@@ -214,22 +215,53 @@ def _chunks(tensor: TensorRef) -> Iterator[bytearray]:
         raise _unreadable(tensor.path, cause) from cause
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A tensor to be written: its bytes, little-endian and row by row, come in chunks when their turn has come."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[bytes | bytearray | memoryview]]
+
+    @property
+    def bytes(self) -> int:
+        """Length of all chunks together."""
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+def copy_of(tensor: TensorRef) -> Piece:
+    """A stored tensor, copied byte for byte, COPY_BYTES at a time."""
+    return Piece(tensor.dtype, tensor.shape, partial(_chunks, tensor))
+
+
 def write_copies(stream: BinaryIO, tensors: Mapping[str, TensorRef]) -> None:
     """Write a safetensors file of `tensors`, each under its key as name, copied byte for byte, COPY_BYTES at a time.
 
     Raises BadInput when a source cannot be read, OSError when the target cannot be written.
     """
+    write_pieces(stream, {name: copy_of(tensor) for name, tensor in tensors.items()})
+
+
+def write_pieces(stream: BinaryIO, tensors: Mapping[str, Piece]) -> None:
+    """Write a safetensors file; the order of its tensors follows from their types and names, never from the mapping's.
+
+    Raises ValueError for a piece whose chunks are not as long as its shape says; else as `write_copies`.
+    """
     order = sorted(tensors, key=lambda name: (-DTYPE_BITS[tensors[name].dtype], name))  # wide dtypes first: aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in order:
-        source = tensors[name]
-        offsets = [position, position + source.bytes]
-        header[name] = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": offsets}
-        position += source.bytes
+        piece = tensors[name]
+        offsets = [position, position + piece.bytes]
+        header[name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": offsets}
+        position += piece.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
     for name in order:
-        for chunk in _chunks(tensors[name]):
+        written = 0
+        for chunk in tensors[name].chunks():
             stream.write(chunk)
+            written += len(chunk)
+        if written != tensors[name].bytes:
+            raise ValueError(f"{written} bytes for {name}, which has {tensors[name].bytes}")

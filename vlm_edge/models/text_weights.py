@@ -64,7 +64,11 @@ def write_embedding(checkpoint: Checkpoint, path: Path) -> str:
 
     As stored, since no other dtype of 16 bits holds each of their values, and one that does serves decoders of every precision.
     """
-    embedding = _describe(checkpoint).embedding
+    return write_table(_describe(checkpoint).embedding, path)
+
+
+def write_table(embedding: TensorRef, path: Path) -> str:
+    """The same for a tensor that is known to be the input embeddings."""
     if embedding.dtype not in _TABLE_DTYPES:
         raise BadInput(
             f"tensor {shown(embedding.name)} in {embedding.path} is stored as {embedding.dtype}, which no table here holds",

@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -46,14 +52,21 @@ def load_parts(
     than config.json says.
     """
     model = empty_model(checkpoint, dtype=dtype, attention=attention)
-    layout = find_layout(model, checkpoint, parts)
+    fill(model, find_layout(model, checkpoint, parts), parts)
+    return model
+
+
+def fill(model: PreTrainedModel, layout: Layout, parts: Sequence[str]) -> None:
+    """Fill further parts of a model that stands on the meta device; layout: of those parts, or of more.
+
+    Parts that hold nothing but buffers, such as rotary frequencies, may be among them. Raises BadInput as `load_parts` does.
+    """
     wanted = [name for name in layout.expected if within(name, parts)]
     with torch.no_grad():
         for name, tensor in _loaded(model, layout, wanted):
             _put(model, name, tensor)
         _tie(model, layout, wanted)
         _compute_buffers(model, parts)
-    return model
 
 
 @contextlib.contextmanager
@@ -68,8 +81,8 @@ def filled_in_turn(model: PreTrainedModel, checkpoint: Checkpoint, parts: Sequen
         for part in parts:
             module = model.get_submodule(part)
             empty = module.state_dict(keep_vars=True)
-            fill, drop = partial(_fill, model, layout, part), partial(_drop, model, part, empty)
-            stack.callback(module.register_forward_pre_hook(lambda *_, fill=fill: fill()).remove)
+            put, drop = partial(_fill, model, layout, part), partial(_drop, model, part, empty)
+            stack.callback(module.register_forward_pre_hook(lambda *_, put=put: put()).remove)
             stack.callback(module.register_forward_hook(lambda *_, drop=drop: drop()).remove)
         yield
 
@@ -86,13 +99,18 @@ def _drop(model: PreTrainedModel, part: str, empty: Mapping[str, torch.Tensor]) 
         setattr(model.get_submodule(path), leaf, tensor)
 
 
-def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+def empty_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str | None = None, text_only: bool = False
+) -> PreTrainedModel:
     """The model of the checkpoint's config.json in evaluation mode, every tensor on the meta device.
 
+    text_only: whether a plain language model will do as well.
     Raises BadInput for a model type that is unknown or no vision-language model, and for a config that transformers refuses.
     """
     config = model_config(checkpoint)
     model_class = AutoModelForImageTextToText._model_mapping.get(type(config), None)
+    if model_class is None and text_only:
+        model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if model_class is None:
         raise BadInput(
             f"{checkpoint.root}: model type {config.model_type!r} is no vision-language model",

@@ -112,7 +112,7 @@ def export_model(
     if out.resolve() == described.checkpoint.root.resolve():
         raise BadInput(f"{out} is the checkpoint itself", remedy="name another folder for the bundle")
     present(out, described.hashes, described.name)
-    _manifest(described, None)
+    manifest_of(described, None)
     with_decoder = export_llm.COMPONENT in options.components
     if with_decoder:
         export_llm.check_decoder(options.dtype, options.target, described.spec)
@@ -182,7 +182,7 @@ def _export(model: Source, out: Path, stage: Path, options: ExportOptions, step:
         hashes[export_llm.TEXT_SOURCE] = text_digest(model.checkpoint)
         old = present(out, hashes, model.name)
     module = components.VisionAndProjector(torch_model)
-    newline = _newline(components, torch_model, stage)
+    newline = newline_file(components, torch_model, stage)
     step(STEPS[2])
     ranges = options.dtype == "fp16"
     traced = export.trace(module, inputs, component="vision", opset=options.opset, ranges=ranges, consume=True)
@@ -199,7 +199,7 @@ def _export(model: Source, out: Path, stage: Path, options: ExportOptions, step:
     )
     step(STEPS[4])
     parity = tuple(replace(row, component=folder) for row in written.parity.results())
-    manifest = _manifest(model, old)
+    manifest = manifest_of(model, old)
     manifest = replace(
         manifest,
         source={**manifest.source, **model.origin, **hashes},
@@ -216,7 +216,7 @@ def _export(model: Source, out: Path, stage: Path, options: ExportOptions, step:
         for name in written.files
     ]
     kept = Staged(f"{folder}/references.npz", "vision.references", options.target, "fp32")
-    bundle = publish(out, stage, [*_copied(model.checkpoint, stage), *graph, kept, *newline], manifest, old=old)
+    bundle = publish(out, stage, [*copied(model.checkpoint, stage), *graph, kept, *newline], manifest, old=old)
     added = tuple(a for a in bundle.manifest.artifacts if _is_vision(a) and a.target == options.target)
     return Exported(bundle, options, added, parity, written.scheme, written.why)
 
@@ -228,8 +228,8 @@ def _export_decoder(
     known = {"vision": seen.bundle.manifest.source["vision"]} if seen else {}
     job = export_llm.DecoderJob(
         model.checkpoint, model.spec, model.name, {**model.hashes, **known}, options.target, options.dtype,
-        options.threads or host.real_cores(), manifest=partial(_manifest, model),
-        configuration=partial(_copied, model.checkpoint), vision_hash=partial(_vision_hash, model),
+        options.threads or host.real_cores(), manifest=partial(manifest_of, model),
+        configuration=partial(copied, model.checkpoint), vision_hash=partial(vision_hash, model),
         atol=options.atol,
     )  # fmt: skip
     done = export_llm.export_decoder(job, out, stage, step)
@@ -242,7 +242,8 @@ def _export_decoder(
     )
 
 
-def _vision_hash(model: Source) -> str:
+def vision_hash(model: Source) -> str:
+    """What a bundle records of a checkpoint's tower and projector; reads both."""
     import torch
 
     from vlm_edge.models.weights import load_parts
@@ -255,7 +256,7 @@ def _is_vision(artifact: ArtifactRef) -> bool:
     return artifact.role.startswith("vision.")
 
 
-def _manifest(model: Source, old: Manifest | None) -> Manifest:
+def manifest_of(model: Source, old: Manifest | None) -> Manifest:
     """The bundle's manifest before anything is added: the one that is there, or a new one; raises BadInput."""
     tools = tool_versions()
     if old is not None:
@@ -272,7 +273,7 @@ def _manifest(model: Source, old: Manifest | None) -> Manifest:
     )  # fmt: skip
 
 
-def _newline(components: Any, torch_model: Any, stage: Path) -> list[Staged]:
+def newline_file(components: Any, torch_model: Any, stage: Path) -> list[Staged]:
     """The learned vector that ends a row of visual tokens, where the family has one, as a table of one row."""
     find = getattr(components, "image_newline", None)
     if find is None:
@@ -285,7 +286,7 @@ def _newline(components: Any, torch_model: Any, stage: Path) -> list[Staged]:
     return [Staged(NEWLINE, "vision.newline", "any", "fp32")]
 
 
-def _copied(checkpoint: Checkpoint, stage: Path) -> list[Staged]:
+def copied(checkpoint: Checkpoint, stage: Path) -> list[Staged]:
     """The checkpoint's configuration files, as far as it has them, in the stage.
 
     What checkpoints keep inside other files gets the file of its own that the runtime reads: the image processor of

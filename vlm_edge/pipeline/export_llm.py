@@ -117,12 +117,7 @@ def export_decoder(job: DecoderJob, out: Path, stage: Path, step: Step) -> Expor
     folder = f"llm/{job.target}"
     text_dir = stage / "text-model"
     digest = extract_text_model(job.checkpoint, text_dir)
-    source = {**job.source, TEXT_SOURCE: digest}
-    old = present(out, source, job.name)
-    if old is not None and TEXT_SOURCE not in old.source and VISION_SOURCE in old.source.keys() - source.keys():
-        # Names and shapes agree; only the weights tell a fine-tune, and the tower is the one part that both have.
-        source[VISION_SOURCE] = job.vision_hash()
-        old = present(out, source, job.name)
+    old, source = same_model(out, {**job.source, TEXT_SOURCE: digest}, job.name, job.vision_hash)
     table_dtype = write_embedding(job.checkpoint, stage / EMBEDDING)
     step(STEPS[1])
     decoder.build_decoder(text_dir, stage / folder, precision=job.dtype, text=job.spec.text)
@@ -151,8 +146,25 @@ def export_decoder(job: DecoderJob, out: Path, stage: Path, step: Step) -> Expor
         parity=(*(row for row in manifest.parity if row.component != component), *parity),
     )
     bundle = publish(out, stage, files, manifest, old=old)
-    added = tuple(a for a in bundle.manifest.artifacts if _is_decoder(a) and a.target in (job.target, "any"))
+    paths = {file.path for file in files}
+    added = tuple(a for a in bundle.manifest.artifacts if _is_decoder(a) and a.path in paths)
     return ExportedDecoder(bundle, added, parity)
+
+
+def same_model(
+    out: Path, source: Mapping[str, str], name: str, vision_hash: Callable[[], str]
+) -> tuple[Manifest | None, dict[str, str]]:
+    """The manifest in `out`, if any, and `source` with what it took to know that both are of one model; raises BadInput.
+
+    source: hashes of a model, its decoder's weights among them.
+    """
+    source = dict(source)
+    old = present(out, source, name)
+    if old is not None and TEXT_SOURCE not in old.source and VISION_SOURCE in old.source.keys() - source.keys():
+        # Names and shapes agree; only the weights tell a fine-tune, and the tower is the one part that both have.
+        source[VISION_SOURCE] = vision_hash()
+        old = present(out, source, name)
+    return old, source
 
 
 def sample_inputs(text: TextSpec, table: EmbeddingTable, scale: float) -> tuple[Floats, NDArray[np.int64] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from importlib import metadata
 
 from vlm_edge import __version__
@@ -11,9 +12,9 @@ from vlm_edge.errors import MissingDependency
 BUILD_TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
-def require_build_tools(what: str) -> None:
-    """Raise MissingDependency, saying that `what` needs them, unless all BUILD_TOOLS are installed."""
-    missing = [name for name in BUILD_TOOLS if importlib.util.find_spec(name) is None]
+def require_build_tools(what: str, tools: Sequence[str] = BUILD_TOOLS) -> None:
+    """Raise MissingDependency, saying that `what` needs them, unless all of these tools are installed."""
+    missing = [name for name in tools if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependency(
             f"{what} needs {', '.join(missing)}, which is not installed", remedy="pip install 'vlm-edge[cpu,build]'"

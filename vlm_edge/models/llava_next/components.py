@@ -7,7 +7,9 @@ from transformers import LlavaNextForConditionalGeneration
 
 from vlm_edge.models.vision_towers import FeaturesAndProjector
 
-PARTS = ("model.vision_tower", "model.multi_modal_projector", "model.image_newline")
+NEWLINE = "model.image_newline"
+"""All that `image_newline` needs of the model."""
+PARTS = ("model.vision_tower", "model.multi_modal_projector", NEWLINE)
 """What `VisionAndProjector` and `image_newline` need of the model, as models.weights.load_parts takes it."""
 
 

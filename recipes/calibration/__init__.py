@@ -1,0 +1,1 @@
+"""Makes calibration/quantize/: pages, charts and textures with questions and answers, and plain text."""

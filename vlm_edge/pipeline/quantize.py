@@ -1,0 +1,261 @@
+"""A checkpoint's language model -> AutoAWQ's 4-bit format, one decoder layer at a time. Needs the `build` extra."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vlm_edge import __version__
+from vlm_edge.core.bundle import ArtifactRef, Bundle, atomic_write, reference
+from vlm_edge.core.bundle_writer import Staged, locked, present, publish
+from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
+from vlm_edge.core.resources import resource_dir
+from vlm_edge.errors import BadInput, CheckFailed
+from vlm_edge.pipeline import hub
+from vlm_edge.pipeline.export import copied, manifest_of, vision_hash
+from vlm_edge.pipeline.export_llm import TEXT_SOURCE, same_model
+from vlm_edge.pipeline.source import Source, describe, source_hashes
+from vlm_edge.pipeline.tools import require_build_tools
+from vlm_edge.units import format_bytes
+
+METHODS = ("awq", "rtn")
+TARGETS = ("none", "cpu", "cuda")
+LM_HEADS = ("fp16", "int8", "int4")
+KV_CACHES = ("auto", "int8", "int4")
+BITS = (4, 3, 2)
+GROUP_SIZES = (128, 64, 32)
+SAMPLES, SEQLEN = 32, 1024
+REPORT = "reports/quantize.json"
+AWQ = "llm/awq"
+WORK = "llm/.quantize"
+_NEEDED = ("torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What is asked for.
+
+    calib: JSON Lines file or folder; None: the set that ships.  samples: how many of it, the held-out quarter among them.
+    seqlen: longest sequence in tokens; None: SEQLEN, or the model's context if that is less.  max_memory_bytes: None: no limit.
+    search_tokens: on how many the scale search judges.
+    """
+
+    target: str = "none"
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = False
+    calib: Path | None = None
+    samples: int = SAMPLES
+    seqlen: int | None = None
+    max_memory_bytes: int | None = None
+    method: str = "awq"
+    lm_head: str = "fp16"
+    kv_cache_dtype: str = "auto"
+    search_tokens: int = 512
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After a layer.  loss_ratio: of its error to plain rounding's, None without calibration.  left_s: what the rest may take."""
+
+    layer: int
+    layers: int
+    loss_ratio: float | None
+    left_s: float
+    rss_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was written.  bundle: None for a plain language model, which makes no bundle."""
+
+    out: Path
+    bundle: Bundle | None
+    artifacts: tuple[ArtifactRef, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+OnProgress = Callable[[Progress], None]
+OnNote = Callable[[str], None]
+
+
+def quantize_model(
+    model: Path, out: Path, options: QuantizeOptions | None = None, *, on_progress: OnProgress = lambda _: None,
+    on_note: OnNote = lambda _: None, sequences: Any = None,
+) -> Quantized:  # fmt: skip
+    """Quantize MODEL's decoder and enter it into the bundle OUT; a plain language model is written to OUT without a manifest.
+
+    A run that was stopped goes on behind its last finished layer when model, options and data are the same.
+    sequences: CalibrationSequences in place of options.calib, for benchmarks; such a run always starts anew.
+    Raises BadInput, MissingDependency, DamagedBundle; CheckFailed when AWQ is further from the fp32 model than plain rounding on
+    held-out sequences. OUT is then as it was, but for finished layers.
+    """
+    options = options or QuantizeOptions()
+    _check_options(options)
+    require_build_tools("quantize", _NEEDED)
+    checkpoint, described = _opened(model)
+    if out.resolve() == checkpoint.root.resolve():
+        raise BadInput(f"{out} is the checkpoint itself", remedy="name another folder")
+    name = checkpoint.root.resolve().name
+    present(out, source_hashes(checkpoint), name)
+    _refuse_another(out, checkpoint, name)
+    from vlm_edge.pipeline.quantize_run import Run
+
+    with locked(out) as stage:
+        run = Run(checkpoint, described, out, options, on_progress, on_note, sequences)
+        source = _weighed(described, out, on_note) if described else {}
+        return _publish(run.finish(stage), described, source, out, stage)
+
+
+def _weighed(described: Source, out: Path, on_note: OnNote) -> dict[str, str]:
+    """Hashes that say which model it is, its decoder's weights among them; raises BadInput when OUT holds another one."""
+    from vlm_edge.models.text_weights import text_digest
+
+    on_note("hash the decoder's weights")
+    source = {**described.hashes, TEXT_SOURCE: text_digest(described.checkpoint)}
+    return same_model(out, source, described.name, partial(vision_hash, described))[1]
+
+
+def _opened(root: Path) -> tuple[Checkpoint, Source | None]:
+    """The checkpoint, and what it is as a vision-language model; None for a plain language model."""
+    if hub.is_id(str(root)):
+        raise BadInput(
+            f"there is no folder {root}, and quantize does not fetch models of the hub yet",
+            remedy=f"hf download {root} --local-dir {root.name}, then name that folder",
+        )
+    checkpoint = open_checkpoint(root)
+    from vlm_edge.quant.mapping import ARCHITECTURES
+
+    if checkpoint.config.get("quantization_config"):
+        raise BadInput(
+            f"checkpoint {root} is already quantized", remedy="give the original checkpoint in fp32, fp16 or bf16"
+        )
+    return checkpoint, None if checkpoint.config.get("model_type") in ARCHITECTURES else describe(root)
+
+
+def _check_options(options: QuantizeOptions) -> None:
+    for flag, value, known in (
+        ("--target", options.target, TARGETS), ("--method", options.method, METHODS), ("--bits", options.bits, BITS),
+        ("--group-size", options.group_size, GROUP_SIZES), ("--lm-head", options.lm_head, LM_HEADS),
+        ("--kv-cache-dtype", options.kv_cache_dtype, KV_CACHES),
+    ):  # fmt: skip
+        if value not in known:
+            raise BadInput(f"{flag} {value} is not supported", remedy=f"use one of {', '.join(map(str, known))}")
+    if options.target != "none":
+        raise BadInput(
+            f"the int4 ONNX decoder for {options.target} is not written yet",
+            remedy="use --target none: the AWQ checkpoint in llm/awq loads in vLLM, SGLang and transformers",
+        )
+    for flag, value, default in (
+        ("--lm-head", options.lm_head, "fp16"),
+        ("--kv-cache-dtype", options.kv_cache_dtype, "auto"),
+    ):
+        if value != default:
+            raise BadInput(
+                f"{flag} {value} concerns the ONNX decoder, and --target none writes none", remedy=f"leave {flag} out"
+            )
+    for flag, number, least in (("--samples", options.samples, 2), ("--seqlen", options.seqlen or SEQLEN, 8)):
+        if number < least:
+            raise BadInput(f"{flag} {number} is too small", remedy=f"use {least} or more")
+
+
+def _refuse_another(out: Path, checkpoint: Checkpoint, name: str) -> None:
+    """A plain language model leaves no manifest, so its report says which one it was."""
+    try:
+        report = json.loads((out / REPORT).read_text("utf-8"))
+        held = report["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if held != source_hashes(checkpoint):
+        raise BadInput(
+            f"{out} holds another model, {report.get('model')}; {name} cannot be added to it",
+            remedy="name another folder, or an empty one",
+        )
+
+
+def calibration_path(options: QuantizeOptions) -> Path:
+    """The file or folder that is read."""
+    return options.calib or resource_dir("calibration") / "quantize"
+
+
+def seqlen_of(options: QuantizeOptions, context: int) -> int:
+    """Tokens of the longest sequence; raises BadInput for more than the model's context."""
+    if options.seqlen is None:
+        return min(SEQLEN, context)
+    if options.seqlen > context:
+        raise BadInput(
+            f"--seqlen {options.seqlen} is longer than the model's context of {context} tokens",
+            remedy=f"use {context} or less",
+        )
+    return options.seqlen
+
+
+def skipped_parts(described: Source | None) -> Sequence[str]:
+    """Modules of a vision-language model that are not its decoder."""
+    return described.components.PARTS if described else ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Files in the stage folder, by their place in OUT, with their roles, and the report."""
+
+    files: Sequence[Staged]
+    report: Mapping[str, Any]
+    clean: Callable[[], None]
+
+
+def _publish(
+    finished: Finished, described: Source | None, source: Mapping[str, str], out: Path, stage: Path
+) -> Quantized:
+    with atomic_write(stage / REPORT) as stream:
+        stream.write(json.dumps(finished.report, indent=1).encode() + b"\n")
+    files = [*finished.files, Staged(REPORT, "report.quantize")]
+    if described is None:
+        artifacts = tuple(reference(stage, file.path, role=file.role, dtype=file.dtype) for file in files)
+        for file in files:
+            (out / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (stage / file.path).replace(out / file.path)
+        finished.clean()
+        return Quantized(out, None, artifacts, finished.report)
+    old = present(out, source, described.name)
+    manifest = manifest_of(described, old)
+    manifest = replace(
+        manifest,
+        source={**manifest.source, **source},
+        tools={**manifest.tools, "vlm-edge": __version__},
+        artifacts=tuple(a for a in manifest.artifacts if not a.role.startswith("llm.awq")),
+    )
+    bundle = publish(out, stage, [*copied(described.checkpoint, stage), *files], manifest, old=old)
+    finished.clean()
+    paths = {file.path for file in files}
+    return Quantized(out, bundle, tuple(a for a in bundle.manifest.artifacts if a.path in paths), finished.report)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that had a part in the result."""
+    return {"vlm-edge": __version__} | {name: metadata.version(name) for name in _NEEDED}
+
+
+def gate(kl: float, plain_kl: float, method: str) -> None:
+    """Raise CheckFailed when the searched weights are further from the fp32 model than plainly rounded ones."""
+    if method == "awq" and not kl <= plain_kl:  # so that NaN fails
+        raise CheckFailed(
+            f"AWQ is further from the fp32 model than plain rounding: held-out KL {kl:.3g} against {plain_kl:.3g} nats",
+            remedy="calibrate on more or other samples, or use --method rtn",
+        )
+
+
+def memory_refusal(limit_bytes: int, least_bytes: int) -> BadInput:
+    """--max-memory cannot work."""
+    mib = -(-least_bytes // (1 << 20))
+    return BadInput(
+        f"--max-memory {format_bytes(limit_bytes)} is too small: {format_bytes(least_bytes)} are needed",
+        remedy=f"use --max-memory {mib}MiB or more, a smaller --seqlen, or --method rtn",
+    )

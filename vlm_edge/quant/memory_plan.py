@@ -1,0 +1,65 @@
+"""What quantizing will hold, from sizes alone: integers in, integers out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one model and one calibration set.
+
+    layer: parameters of a decoder layer.  largest: of its largest linear layer.  hidden, intermediate: widths.
+    head_scores: values of attention scores that a layer holds for each pair of tokens, 0 with a fused kernel.
+    longest: tokens of the longest sequence.  states: values of all hidden states between two layers.
+    tower: parameters of vision tower and projector; 0 where no sample has an image.
+    """
+
+    layer: int
+    largest: int
+    hidden: int
+    intermediate: int
+    group_size: int
+    longest: int = 0
+    states: int = 0
+    search_tokens: int = 0
+    head_scores: int = 0
+    tower: int = 0
+    tower_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Peaks by phase in bytes.  spilled, resident: of everything, with hidden states in a file and in memory."""
+
+    phases: dict[str, int]
+    spilled: int
+    resident: int
+
+
+def plan(sizes: Sizes, base_bytes: int, *, method: str) -> MemoryPlan:
+    """base_bytes: what the process holds with its libraries loaded.
+
+    RTN holds a layer, and of its largest linear layer the groups, codes and packed words; AWQ the layer twice (as it is and
+    rounded to nearest), and for a search three more copies of the largest linear layer, and what the layers read.
+    """
+    layer, largest = sizes.layer * _FLOAT, sizes.largest * _FLOAT
+    if method == "rtn":
+        total = base_bytes + layer + layer // 2 + 3 * largest
+        return MemoryPlan({"round": total}, total, total)
+    token = (4 * sizes.intermediate + 10 * sizes.hidden) * _FLOAT
+    forward = sizes.longest * token + sizes.longest**2 * sizes.head_scores * _FLOAT
+    widths = 3 * sizes.hidden + sizes.intermediate
+    observed = widths * sizes.group_size * _FLOAT + sizes.search_tokens * 2 * widths * _FLOAT
+    searched = sizes.search_tokens * token
+    states = sizes.states * _FLOAT
+    phases = {
+        "encode": base_bytes + sizes.tower * _FLOAT + states + (sizes.tower_tokens * 64 << 10),
+        "observe": base_bytes + 2 * layer + observed + forward,
+        "search": base_bytes + layer + layer // 2 + 4 * largest + observed + max(searched, forward),
+    }
+    spilled = max(phases.values())
+    kept = {name: size + (states if name != "encode" else 0) for name, size in phases.items()}
+    return MemoryPlan(phases, spilled, max(kept.values()))
