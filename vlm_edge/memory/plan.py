@@ -1,119 +1,104 @@
-"""The plan: what each part needs in each phase, and whether the largest phase fits."""
+"""Plans of a run: from a model's sizes and a request, or from a bundle's own files and one question."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from vlm_edge.core.geometry import visual_token_count
+from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.core.specs import ModelSpec
-from vlm_edge.memory import formulas
+from vlm_edge.errors import BadInput
+from vlm_edge.memory.formulas import image_decode_bytes
+from vlm_edge.memory.items import run_items
+from vlm_edge.memory.phases import PHASES, Basis, Plan, PlanItem, sum_up
+from vlm_edge.memory.request import (
+    ENCODE_VIEWS,
+    PREFILL_CHUNK,
+    Request,
+    Subject,
+    visual_of,
+    visual_of_layouts,
+    visual_of_tiles,
+)
 
-PHASES = ("load", "preprocess", "encode", "prefill", "decode")
-Basis = Literal["exact", "bound", "measured"]
-ENCODE_VIEWS = 8
-PREFILL_CHUNK = 512
-"""Views in one call of the encoder and positions in one of the decoder: the plan's bound, and what the runners keep to."""
+__all__ = [
+    "ENCODE_VIEWS", "PHASES", "PREFILL_CHUNK", "RUNTIME_BYTES", "Basis", "Load", "Plan", "PlanItem", "plan_request", "plan_run",
+]  # fmt: skip
 RUNTIME_BYTES = 112 << 20
 """Python, NumPy, Pillow, tokenizers and ONNX Runtime before any weight: `vlm-edge doctor --json` prints this machine's."""
+CUDA_RUNTIME_BYTES = 512 << 20
+"""A CUDA context with ONNX Runtime's kernels, and cuBLAS workspaces: 0.25 to 0.5 GB are usual, and 8 to 32 MiB."""
 
 
-@dataclass(frozen=True)
-class PlanItem:
-    """One consumer of memory and the phases in which it is alive."""
+def plan_request(subject: Subject, request: Request, *, budget_bytes: int) -> Plan:
+    """The plan of a request; one image is read at a time, in the dearest common format without a size of its own (PNG).
 
-    name: str
-    bytes: int
-    phases: tuple[str, ...]
-    formula: str
-    basis: Basis
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The peak is the largest phase, never the sum of all items."""
-
-    items: tuple[PlanItem, ...]
-    phases: Mapping[str, int]
-    budget_bytes: int
-    visual_tokens: int
-
-    @property
-    def peak_phase(self) -> str:
-        """The phase that needs the most."""
-        return max(self.phases, key=lambda phase: self.phases[phase])
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes that phase needs."""
-        return self.phases[self.peak_phase]
-
-    @property
-    def fits(self) -> bool:
-        """Whether the peak is within the budget."""
-        return self.peak_bytes <= self.budget_bytes
+    Raises BadInput when the visual tokens exceed the context or the model's own positions end before it.
+    """
+    visual = visual_of(subject, request)
+    if request.context > subject.text.max_positions:
+        raise BadInput(
+            f"--max-model-len {request.context} is more than the {subject.text.max_positions} positions of {subject.name}",
+            remedy=f"use --max-model-len {subject.text.max_positions} or less",
+        )
+    if visual.prompt >= request.context:
+        raise BadInput(
+            f"{visual.prompt} visual tokens leave no room in a context of {request.context}",
+            remedy="raise --max-model-len, or lower --max-tiles, --image-size or --keep",
+        )
+    pixels = request.image_px[0] * request.image_px[1]
+    decode = (image_decode_bytes(pixels=pixels),) if visual.views else ()
+    items = run_items(subject, request, visual, decode_bytes=decode, host_runtime=RUNTIME_BYTES)
+    return sum_up(items, budget_bytes=budget_bytes, visual_tokens=visual.tokens)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length."""
+    """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length.
+
+    layouts: how each image is cut, where a family's own rules do it; then `tiles` is not read.
+    """
 
     decode_bytes: tuple[int, ...]
     tiles: int
     context_tokens: int
     kv_bits: int = 32
+    layouts: tuple[ImageLayout, ...] | None = None
+
+
+def stored_bytes(artifact_bytes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by role of a bundle's artifacts -> bytes by item; lm_head is inside the decoder's graph, the projector in the tower's.
+
+    Weights count once, since ONNX Runtime repacks them while it reads the file.
+    """
+    graph = {role: size for role, size in artifact_bytes.items() if ".graph" in role}
+    stored = {
+        "llm.weights": sum(size for role, size in graph.items() if role.startswith("llm")),
+        "vision.weights": sum(size for role, size in graph.items() if role.startswith("vision")),
+    }
+    found = {name: size for name, size in stored.items() if size}
+    found |= {"llm.lm_head": 0} if "llm.weights" in found else {}
+    found |= {"projector.weights": 0} if "vision.weights" in found else {}
+    return found | ({"llm.embedding": artifact_bytes["llm.embedding"]} if "llm.embedding" in artifact_bytes else {})
 
 
 def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *, budget_bytes: int) -> Plan:
-    """Plan a run on a CPU from a bundle's own sizes.
+    """Plan a run on a CPU from a bundle's own sizes; what the bundle lacks costs nothing, since it is not loaded.
 
-    artifact_bytes: bytes by role; weights count once, since ONNX Runtime repacks them while it reads the file.
+    artifact_bytes: bytes by role.
     """
-    images = len(load.decode_bytes)
-    visual = visual_token_count(model.geometry, tiles=load.tiles, images=images)
-    context = load.context_tokens
-    views = images * (1 + load.tiles)
-    always = PHASES
-    later = PHASES[1:]
-    llm = sum(size for role, size in artifact_bytes.items() if role.startswith("llm.graph"))
-    tower = sum(size for role, size in artifact_bytes.items() if role.startswith("vision"))
-    embeds = 4 * model.text.hidden
-    items = (
-        PlanItem("runtime", RUNTIME_BYTES, always, "interpreter and libraries", "measured"),
-        PlanItem("llm.weights", llm, always, "decoder files", "exact"),
-        PlanItem("llm.embedding", artifact_bytes.get("llm.embedding", 0), always, "table, memory-mapped", "bound"),
-        PlanItem("vision.weights", tower, always, "tower and projector files", "exact"),
-        PlanItem(
-            "image.decode",
-            max(load.decode_bytes, default=0),
-            ("preprocess",),
-            "the largest image, by its format",
-            "bound",
-        ),
-        PlanItem(
-            "vision.activations",
-            formulas.vision_activation_bytes(model.vision, views=min(views, ENCODE_VIEWS)),
-            ("encode",),
-            f"{min(views, ENCODE_VIEWS)} views in one call",
-            "bound",
-        ),
-        PlanItem("visual_embeddings", 2 * visual * embeds, ("encode", "prefill", "decode"), "2 copies, fp32", "exact"),
-        PlanItem(
-            "kv_cache",
-            formulas.kv_cache_bytes(model.text, tokens=context, elem_bits=load.kv_bits),
-            later,
-            f"{context} positions at {load.kv_bits} bits",
-            "exact",
-        ),
-        PlanItem(
-            "prefill.activations",
-            formulas.prefill_activation_bytes(model.text, tokens=min(context, PREFILL_CHUNK)),
-            ("prefill",),
-            f"chunks of {PREFILL_CHUNK}",
-            "bound",
-        ),
-        PlanItem("logits", 4 * model.text.vocab, ("prefill", "decode"), "last position, fp32", "exact"),
+    absent = dict.fromkeys(("llm.weights", "llm.lm_head", "llm.embedding", "vision.weights", "projector.weights"), 0)
+    subject = Subject(
+        "bundle", model.text, model.vision, model.projector, model.geometry, absent | stored_bytes(artifact_bytes)
     )
-    phases = {phase: sum(item.bytes for item in items if phase in item.phases) for phase in PHASES}
-    return Plan(items, phases, budget_bytes, visual)
+    images = len(load.decode_bytes)
+    if load.layouts is None:
+        visual = visual_of_tiles(model.vision, model.geometry, tiles=load.tiles, images=images)
+    else:
+        visual = visual_of_layouts(model.vision, model.geometry, load.layouts)
+    request = Request(
+        target="cpu", unified=True, kv_cache={32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[load.kv_bits],
+        vision_dtype="fp32", images=images, tiles=load.tiles, context=load.context_tokens, runtime_bytes=RUNTIME_BYTES,
+    )  # fmt: skip
+    items = run_items(subject, request, visual, decode_bytes=load.decode_bytes)
+    return sum_up(items, budget_bytes=budget_bytes, visual_tokens=visual.prompt)
