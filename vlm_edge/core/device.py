@@ -41,7 +41,8 @@ class DeviceProfile:
     total_bytes: what the data sheet promises.  usable_bytes: what is left for a process on a device that does nothing
     else, its own context not deducted.  unified_memory: CPU and GPU share it.  bandwidth: bytes a second.  flops: operations
     a second by dtype, dense, with fp32 sums.  runtime_bytes: context and libraries, where measured on this device.
-    bandwidth_share, compute_share: of decode, and of encode and prefill.
+    bandwidth_share, compute_share: what decode reaches of the bandwidth, and prefill of the arithmetic.  encode_share: what
+    the vision tower reaches of it; None: as much as prefill.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DeviceProfile:
     bandwidth_share: Share
     compute_share: Share
     compute_capability: str = ""
+    encode_share: Share | None = None
     runtime_bytes: Figure | None = None
     notes: tuple[str, ...] = field(default=())
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -94,6 +96,8 @@ def _checked(profile: DeviceProfile, where: str) -> DeviceProfile:
     if profile.runtime_bytes is not None:
         figures["runtime_bytes"] = profile.runtime_bytes
     shares = {"bandwidth_share": profile.bandwidth_share, "compute_share": profile.compute_share}
+    if profile.encode_share is not None:
+        shares["encode_share"] = profile.encode_share
     for key, figure in figures.items():
         _refuse_unless(figure.value > 0, where, key, "is not positive")
     for key, share in shares.items():

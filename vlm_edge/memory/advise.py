@@ -25,7 +25,7 @@ class Advice:
 
 
 def advise(subject: Subject, request: Request, *, budget_bytes: int) -> tuple[Advice, ...]:
-    """Changes that lower the peak, none where the plan fits. The last one joins others where none alone is enough.
+    """Changes that lower the peak, none where the plan fits. One of them joins the mildest ones until they are enough.
 
     Raises BadInput as plan_request does.
     """
@@ -33,17 +33,15 @@ def advise(subject: Subject, request: Request, *, budget_bytes: int) -> tuple[Ad
     if plan.fits:
         return ()
     found: list[Advice] = []
-    together: _Change = ("", request)
     for change in _CHANGES:
         for text, changed in change(subject, request, budget_bytes):
             peak = _peak(subject, changed, budget_bytes)
             if peak is not None and peak < plan.peak_bytes:
                 found.append(Advice(text, peak, peak <= budget_bytes))
-    if not any(advice.fits for advice in found):
-        together = _joined(subject, request, budget_bytes)
-        peak = _peak(subject, together[1], budget_bytes)
-        if together[0] and peak is not None and together[0] not in {advice.change for advice in found}:
-            found.append(Advice(together[0], peak, peak <= budget_bytes))
+    text, joined = _joined(subject, request, budget_bytes)
+    peak = _peak(subject, joined, budget_bytes)
+    if text and peak is not None and text not in {advice.change for advice in found}:
+        found.append(Advice(text, peak, peak <= budget_bytes))
     return tuple(sorted(found, key=lambda advice: not advice.fits))
 
 
@@ -54,12 +52,12 @@ def _joined(subject: Subject, request: Request, budget_bytes: int) -> _Change:
         for text, changed in change(subject, request, budget_bytes):
             now, then = (_peak(subject, each, budget_bytes) for each in (request, changed))
             if now is None or now <= budget_bytes:
-                return " ".join(texts), request
+                return " and ".join(texts), request
             if then is not None and then < now:
                 texts = [each for each in texts if each.split(maxsplit=1)[0] != text.split(maxsplit=1)[0]]
                 texts.append(text)
                 request = changed
-    return " ".join(texts), request
+    return " and ".join(texts), request
 
 
 def _peak(subject: Subject, request: Request, budget_bytes: int) -> int | None:

@@ -43,9 +43,14 @@ def forecast(subject: Subject, request: Request, plan: Plan, device: DeviceProfi
     plain = COMPUTE_DTYPES[device.target]
     packed = PACKED_DTYPES[device.target] if request.weights in ("awq", "int8") else plain
     tower = held.get("vision.weights", 0) + held.get("projector.weights", 0)
-    encode = _ms(device, encode_flops(subject, visual), tower, plain) if visual.views else 0.0
-    prefill = _ms(device, request.batch * prefill_flops(subject.text, prompt), reads, packed)
-    token = _ms(device, request.batch * prefill_flops(subject.text, 1), reads + cache, packed)
+    share = (device.encode_share or device.compute_share).value
+    encode = _ms(device, encode_flops(subject, visual), tower, plain, share) if visual.views else 0.0
+    prefill = _ms(
+        device, request.batch * prefill_flops(subject.text, prompt), reads, packed, device.compute_share.value
+    )
+    token = _ms(
+        device, request.batch * prefill_flops(subject.text, 1), reads + cache, packed, device.compute_share.value
+    )
     return Latency(encode, prefill, encode + prefill + token, token, prompt)
 
 
@@ -74,8 +79,8 @@ def prefill_flops(text: TextSpec, tokens: int) -> int:
     return 2 * text.linear_parameters * tokens + attention + 2 * text.hidden * text.vocab
 
 
-def _ms(device: DeviceProfile, flops: int, read_bytes: int, dtypes: tuple[str, ...]) -> float:
+def _ms(device: DeviceProfile, flops: int, read_bytes: int, dtypes: tuple[str, ...], share: float) -> float:
     peak = next(device.flops[dtype].value for dtype in (*dtypes, *device.flops) if dtype in device.flops)
-    compute = flops / (peak * device.compute_share.value)
+    compute = flops / (peak * share)
     traffic = read_bytes / (device.bandwidth.value * device.bandwidth_share.value)
     return 1000 * max(compute, traffic)

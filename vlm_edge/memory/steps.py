@@ -44,15 +44,14 @@ class _Tower:
     def weights(self, dtype: str) -> int:
         return weights.vision_bytes(self.vision, dtype=dtype) + weights.projector_bytes(self.projector, dtype=dtype)
 
-    def running(self, views: int, *, elem_bytes: int = 4, fused: bool = False) -> int:
-        patches = self.visual.patches
+    def running(self, views: int, *, patches: int | None = None, elem_bytes: int = 4, fused: bool = False) -> int:
         return vision.vision_activation_bytes(
             self.vision, views=views, patches=patches, elem_bytes=elem_bytes, fused=fused
         )
 
 
 def _export(tower: _Tower, budget_bytes: int) -> Plan:
-    """The tower in fp32 in torch, traced; then its graph in memory, on disk, and opened for the comparison."""
+    """The tower in fp32 in torch, traced on small views; then its graph in memory, on disk, and opened for the comparison."""
     phases, fp32 = ("trace", "write", "compare"), tower.weights("fp32")
     views = 1 if tower.visual.packed else TRACE_VIEWS
     items = (
@@ -87,7 +86,9 @@ def _build(tower: _Tower, request: Request, budget_bytes: int) -> Plan:
     """TensorRT holds the network's weights and the engine's, and runs candidates on real inputs. Not run with TensorRT."""
     phases, stored = ("build",), tower.weights("fp32" if request.vision_dtype == "fp32" else "fp16")
     views = 1 if tower.visual.packed else min(tower.visual.at_once, request.encode_views)
-    running = tower.running(views, elem_bytes=request.elem_bytes, fused=request.fused_vision)
+    running = tower.running(
+        views, patches=tower.visual.patches, elem_bytes=request.elem_bytes, fused=request.fused_vision
+    )
     items = (
         PlanItem("build.runtime", request.runtime_bytes, phases, "context and libraries", "measured"),
         PlanItem("build.weights", 2 * stored, phases, "the network's and the engine's", "bound", request.vision_dtype),
