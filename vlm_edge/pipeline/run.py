@@ -19,6 +19,7 @@ from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit
 from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.memory.plan import Load, Plan, plan_run
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
+from vlm_edge.pipeline.fit import Fitted, fit_tiles
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
@@ -243,14 +244,18 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
     return open_bundle(NANO if path is None or str(path) == EMBEDDED else Path(path))
 
 
-def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> None:
-    """Refuse from the manifest and the images' headers alone what does not fit, before anything is loaded or decoded.
+def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> Fitted:
+    """Options that fit the budget, from the manifest and the images' headers alone, before anything is loaded or decoded.
 
-    Raises DoesNotFit, and BadImage or BadInput for what the headers and options already show.
+    The number of tiles is lowered where that is enough.
+    Raises DoesNotFit where it is not, and BadImage or BadInput for what the headers and options already show.
     """
-    max_pixels = options.max_pixels or bundle.manifest.limits.max_pixels
-    headers = tuple(source_header(image, max_pixels) for image in images)
-    check_fits(plan(bundle, options, images=headers, budget_bytes=parse_bytes(budget) if budget else None))
+    limits, limit = bundle.manifest.limits, parse_bytes(budget) if budget else None
+    headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
+    look = Look.of(options, bundle.manifest.defaults, limits.max_tiles)
+    fitted = fit_tiles(options, look.max_tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit))
+    check_fits(fitted.plan)
+    return fitted
 
 
 def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
