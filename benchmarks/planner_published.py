@@ -90,7 +90,11 @@ def qwen_rows() -> list[Row]:
             ours = held_gib(subject, weights=weights, prompt=prompt, generated=GENERATED)
             why = ""
             if prompt == 1 and weights == "awq":
-                why = "a second copy of the tied matrix while loading would explain it" if subject.text.tied_embeddings else ""
+                why = (
+                    "a second copy of the tied matrix while loading would explain it"
+                    if subject.text.tied_embeddings
+                    else ""
+                )
             elif prompt == 1 and size == "0.5B":
                 why = "rounded to 0.01 of little"
             rows.append(Row(f"Qwen2.5-{size}", f"{weights}, {prompt} + {GENERATED}", ours, theirs, why))
@@ -128,7 +132,9 @@ def llava_row() -> Row:
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = ["| model | setting | ours GiB | theirs GiB | difference | why |", "| --- | --- | --- | --- | --- | --- |"]
-    lines += [f"| {r.model} | {r.setting} | {r.ours:.2f} | {r.theirs:.2f} | {100 * r.error:+.1f}% | {r.why} |" for r in rows]
+    lines += [
+        f"| {r.model} | {r.setting} | {r.ours:.2f} | {r.theirs:.2f} | {100 * r.error:+.1f}% | {r.why} |" for r in rows
+    ]
     return "\n".join(lines)
 
 

@@ -54,7 +54,9 @@ def test_on_a_cpu_the_forecast_is_near_what_was_measured() -> None:
     shape = text(2048, 5632, 22, 32, 4, 32000)
     subject = Subject("1.1B", shape, CLIP_L_336, ProjectorSpec(1024, 2048, 2048, parameters=6_295_552),
                       TokenGeometry(view_px=336, grid=(24, 24)))  # fmt: skip
-    request = Request(target="cpu", unified=True, tiles=0, context=1024, lm_head="int4", kv_cache="fp32", vision_dtype="fp32")
+    request = Request(
+        target="cpu", unified=True, tiles=0, context=1024, lm_head="int4", kv_cache="fp32", vision_dtype="fp32"
+    )
     times = forecast(subject, request, plan_request(subject, request, budget_bytes=1 << 40), device)
     assert times.encode_ms == pytest.approx(2150, rel=0.15)
     assert times.prompt_tokens / times.prefill_ms * 1000 == pytest.approx(172, rel=0.15)

@@ -26,7 +26,9 @@ def peak(subject: Subject, request: Request) -> int | None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(5 * GIB, 40 * GIB), st.sampled_from(["tiles", "context", "batch"]), st.sampled_from(["fp16", "int8"]))
+@given(
+    st.integers(5 * GIB, 40 * GIB), st.sampled_from(["tiles", "context", "batch"]), st.sampled_from(["fp16", "int8"])
+)
 def test_the_answer_fits_and_the_next_step_does_not(budget: int, unknown: str, kv: str) -> None:
     request = replace(GPU, kv_cache=kv)
     field = {"tiles": "tiles", "context": "context", "batch": "batch"}[unknown]

@@ -33,7 +33,15 @@ def test_bits_of_a_weight(group: int, bits: float) -> None:
 def test_a_decoder_is_the_sum_of_its_layers() -> None:
     hidden, inner, kv = 512, 1024, 128
     spec = text(hidden, inner, 3, 8, 2, 1000)
-    shapes = [(hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden), (hidden, inner), (hidden, inner), (inner, hidden)]
+    shapes = [
+        (hidden, hidden),
+        (hidden, kv),
+        (hidden, kv),
+        (hidden, hidden),
+        (hidden, inner),
+        (hidden, inner),
+        (inner, hidden),
+    ]
     packed = 3 * sum(awq_file_bytes(rows, cols, 128) for rows, cols in shapes)
     assert weights.decoder_bytes(spec, weights="awq", group_size=128) == packed + 2 * 7 * hidden
     assert weights.decoder_bytes(spec, weights="fp16", group_size=128) == 2 * (

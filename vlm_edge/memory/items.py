@@ -28,8 +28,6 @@ def _kept(request: Request, alone: tuple[str, ...], apart: Place) -> tuple[str, 
     return _LATER if apart == "device" else _WITH_TOKENS
 
 
-
-
 def run_items(
     subject: Subject, request: Request, visual: Visual, *, decode_bytes: Sequence[int] = (), host_runtime: int = 0
 ) -> list[PlanItem]:
@@ -140,6 +138,7 @@ def _decoder(subject: Subject, request: Request, visual: Visual, apart: Place) -
     dtype = "fp32" if elem == 4 else "fp16"
     held = ("prefill", "decode") if request.release_tower else _LATER
     own = text.layers - len(text.cross_attention_layers)
+    read = "the whole prompt at once" if whole else f"chunks of {chunk} positions"
     return [
         PlanItem("kv_cache", cache, held,
                  f"2 x {own} layers x {text.kv_heads} heads x {text.head_dim} x {request.context} positions"
@@ -147,7 +146,7 @@ def _decoder(subject: Subject, request: Request, visual: Visual, apart: Place) -
         PlanItem("kv_cache.cross", cross, ("prefill", "decode"), f"{visual.cross} visual tokens", "exact",
                  request.kv_cache),
         PlanItem("prefill.activations", formulas.prefill_activation_bytes(text, tokens=chunk, elem_bytes=elem),
-                 _kept(request, ("prefill",), apart), "the whole prompt at once" if whole else f"chunks of {chunk} positions", "bound", dtype),
+                 _kept(request, ("prefill",), apart), read, "bound", dtype),
         PlanItem("logits", 4 * text.vocab * batch, ("prefill", "decode"), "the last position's", "exact", "fp32"),
         PlanItem("decode.buffers", formulas.decode_buffer_bytes(text, batch=batch, elem_bytes=elem), ("decode",),
                  "one position and sampling", "bound", dtype),
