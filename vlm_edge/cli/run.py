@@ -103,7 +103,7 @@ def run(
     pipeline = Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify)
     answer = pipeline.ask(images, question, options, on_text=None if as_json else render.emit)
     if as_json:
-        render.emit_json(answer.to_json() | {"lowered": _lowered(fitted)})
+        render.emit_json(answer.to_json() | _lowered(fitted))
     else:
         render.emit("", end="\n")
         _summary(answer)
@@ -113,11 +113,11 @@ def run(
         explain_answer(images[0], answer, explain, geometry=pipeline.bundle.manifest.model.geometry, question=question)
 
 
-def _lowered(fitted: Fitted) -> dict[str, int | None] | None:
-    """What was changed to keep the budget; null where nothing was."""
+def _lowered(fitted: Fitted) -> dict[str, dict[str, int | None]]:
+    """What was changed to keep the budget, as one more key; none where nothing was."""
     if fitted.asked_tiles is None:
-        return None
-    return {"asked_tiles": fitted.asked_tiles, "max_tiles": fitted.options.max_tiles}
+        return {}
+    return {"lowered": {"asked_tiles": fitted.asked_tiles, "max_tiles": fitted.options.max_tiles}}
 
 
 def _summary(answer: Answer) -> None:
