@@ -38,7 +38,10 @@ def run_items(
     """
     apart: Place = "host" if request.target == "cuda" and not request.unified else "device"
     items = [
-        PlanItem("runtime", request.runtime_bytes, PHASES, "context, libraries and workspaces", "measured"),
+        PlanItem(
+            "runtime", request.runtime_bytes, PHASES, "context, libraries and workspaces",
+            "measured" if request.target == "cpu" else "bound",
+        ),
         *_weights(subject, request),
         *_vision(subject, request, visual, apart),
         PlanItem(
