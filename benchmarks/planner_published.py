@@ -75,7 +75,7 @@ def text_model(name: str, kind: str, sizes: tuple[Any, ...]) -> Subject:
 
 def held_gib(subject: Subject, *, weights: str, prompt: int, generated: int) -> float:
     """Peak of weights, cache and activations, with the prompt read in one call as transformers does."""
-    request = Request(weights=weights, images=0, context=prompt + generated, prefill_chunk=prompt)
+    request = Request(weights=weights, images=0, context=prompt + generated, prefill_chunk=prompt, lean=True)
     plan = plan_request(subject, request, budget_bytes=1 << 62)
     counted = [item for item in plan.items if item.name not in NOT_COUNTED]
     return max(sum(item.bytes for item in counted if phase in item.phases) for phase in plan.phases) / GIB

@@ -61,5 +61,5 @@ def test_cross_attention_keeps_visual_tokens_in_its_own_layers() -> None:
 
 def test_decode_buffers_grow_with_the_batch() -> None:
     one = decode_buffer_bytes(VICUNA_7B)
-    assert one == 4 * (3 * 4096 + 3 * 11008) + 3 * 8 * 32000
+    assert one == 4 * (9 * 4096 + 6 * 11008 + 2 * 3 * 4096) + 3 * 8 * 32000
     assert decode_buffer_bytes(VICUNA_7B, batch=5) == 5 * one

@@ -74,13 +74,21 @@ def test_a_large_towers_activations_by_hand() -> None:
 
 
 def test_prefill_activations_by_hand() -> None:
-    # Qwen2.5-7B: 3 * 3584 for the residual stream, its normed copy and the output, 3 * 18,944 for the MLP, times 4 bytes
     spec = replace(text(28, 4), hidden=3584, heads=28, intermediate=18_944)
-    assert formulas.prefill_activation_bytes(spec, tokens=512) == 512 * 270_336
+    # Qwen2.5-7B: 9 * 3584, 6 * 18,944 for the MLP, twice the (28 + 2 * 4) * 128 of q, k and v; times 4 bytes
+    assert formulas.prefill_activation_bytes(spec, tokens=512) == 512 * 4 * (32_256 + 113_664 + 9_216)
+    # lean: 3 * 3584 for the residual stream, its normed copy and the output, 3 * 18,944 for the MLP
+    assert formulas.prefill_activation_bytes(spec, tokens=512, lean=True) == 512 * 270_336
     # a model with a narrow MLP holds q, k, v and the attention's output instead
-    assert formulas.prefill_activation_bytes(replace(spec, intermediate=1000), tokens=1) == 4 * (
-        10_752 + 36 * 128 + 3584
-    )
+    narrow = replace(spec, intermediate=1000)
+    assert formulas.prefill_activation_bytes(narrow, tokens=1, lean=True) == 4 * (10_752 + 36 * 128 + 3584)
+
+
+def test_prefill_activations_as_measured_here() -> None:
+    """KiB a position of ONNX Runtime on a CPU, chunks of 512, the cache left out: never under by more than 4%."""
+    for hidden, inner, heads, kv, kib in ((1024, 2816, 16, 4, 107), (2048, 5632, 32, 4, 230)):
+        spec = replace(text(6, kv, 64), hidden=hidden, heads=heads, intermediate=inner)
+        assert 0.96 * kib < formulas.prefill_activation_bytes(spec, tokens=1) / 1024 < 1.1 * kib
 
 
 @pytest.mark.parametrize(
@@ -102,32 +110,36 @@ def planned(budget_bytes: int = 1 << 40, **changes: object) -> Plan:
 
 
 def test_every_phase_by_hand() -> None:
-    plan = planned()
+    plan, again = planned(), planned(again=True)
     weights = 1000 + 500 + 300 + 700 + 50
     kv = 2 * 2 * 2 * 4 * 50 * 4
     visual = 3 * 5
     embeddings = 2 * 12 * 16 * 4  # the separators' embeddings are the text's
     # 5 tokens, width 4: scores 2 * 2 * 25 and q, k, v, output 4 * 20 exceed the MLP's 2 * 40
     tower = 3 * 4 * (3 * 28 * 28 + 2 * 20 + 180)
-    prefill = 50 * 4 * (3 * 16 + 3 * 32)
-    pixels = 3 * 3 * 28 * 28 * 4  # all views of one image, ready for the encoder
-    decode = 4 * (3 * 16 + 3 * 32) + 3 * 8 * 100
+    prefill = 50 * 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4)
+    pixels = 2 * 3 * 3 * 28 * 28 * 4  # all views of one image, before and after normalising
+    decode = 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4) + 3 * 8 * 100
     arenas = tower + prefill  # what a session has once held it keeps, for the next question too
     reserve = (arenas + embeddings + 400 + decode) // 16
     base = RUNTIME_BYTES + weights
     assert plan.visual_tokens == visual
     assert dict(plan.phases) == {
         "load": base,
-        "preprocess": base + kv + arenas + pixels + 9000,
-        "encode": base + kv + arenas + reserve + pixels + embeddings,
+        "preprocess": base + pixels + 9000,
+        "encode": base + tower + reserve + pixels + embeddings,
         "prefill": base + kv + arenas + reserve + embeddings + 400,
         "decode": base + kv + arenas + reserve + embeddings + 400 + decode,
+    }
+    assert dict(again.phases) == dict(plan.phases) | {
+        "preprocess": base + kv + arenas + pixels + 9000,
+        "encode": base + kv + arenas + reserve + pixels + embeddings,
     }
 
 
 def test_the_peak_is_the_largest_phase_and_no_sum() -> None:
     plan = planned(decode_bytes=(100,))
-    assert (plan.peak_phase, plan.peak_bytes) == ("encode", plan.phases["encode"])
+    assert (plan.peak_phase, plan.peak_bytes) == ("decode", plan.phases["decode"])
     assert plan.peak_bytes < sum(item.bytes for item in plan.items)
     large = planned(decode_bytes=(9000, 1_000_000, 500))
     assert large.peak_phase == "preprocess"

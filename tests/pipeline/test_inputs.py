@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from vlm_edge.core.bundle import open_bundle
+from vlm_edge.core import discover
+from vlm_edge.core.bundle import Limits, Manifest, RunDefaults, open_bundle, reference, write_manifest
 from vlm_edge.core.recipe import load_recipe
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput
@@ -104,3 +105,24 @@ def test_files_that_are_not_there_or_no_config(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(BadInput, match="not valid JSON"):
         find_model(str(tmp_path / "broken.json"))
+
+
+def test_a_bundle_of_a_tower_alone_is_cut_by_the_familys_rules(tmp_path: Path) -> None:
+    """Its manifest knows one nominal view; the files beside it know how images are cut. The decoder is computed."""
+    model = published("internvl3-2b")
+    root = tmp_path / "internvl"
+    (root / "vision/cpu").mkdir(parents=True)
+    (root / "vision/cpu/model.onnx").write_bytes(b"x" * 1000)
+    (root / "config.json").write_text(json.dumps(model.config), "utf-8")
+    (root / "preprocessor_config.json").write_text(json.dumps(model.preprocessor), "utf-8")
+    manifest = Manifest(
+        schema_version=1, name="internvl", source={}, tools={}, model=discover.family("internvl").spec(model.config),
+        limits=Limits(max_tiles=0, max_model_len=4096), defaults=RunDefaults(tiling="none"),
+        artifacts=(reference(root, "vision/cpu/model.onnx", role="vision.graph", target="cpu"),),
+    )  # fmt: skip
+    write_manifest(root, manifest)
+    found = find_model(str(root))
+    assert found.subject.geometry == find_model("internvl3-2b").subject.geometry
+    assert found.tiles is None
+    assert dict(found.subject.stored) == {"vision.weights": 1000, "projector.weights": 0}
+    assert "no decoder yet" in found.notes[0]

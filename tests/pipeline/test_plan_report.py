@@ -203,3 +203,32 @@ def test_outputs_are_checked_before_anything_is_planned(tmp_path: Path) -> None:
     (tmp_path / "b.html").mkdir()
     with pytest.raises(BadInput, match="is a folder"):
         check_output(tmp_path / "b.html", (".html",))
+
+
+def test_the_textbook_case_in_the_readme_is_what_the_plan_says() -> None:
+    """README's table against the command beside it, figure by figure."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert (
+        "plan llava-1.5-7b --device rtx-4090 --max-tiles 6 --reduce random --keep 0.869 --max-model-len 4096" in readme
+    )
+    options = PlanOptions(device="rtx-4090", max_tiles=6, reduce="random", keep=0.869, max_model_len=4096)
+    plan = make_report("llava-1.5-7b", options).plan
+    assert plan.visual_tokens == 3500
+    held = {item.name: item.bytes / GIB for item in plan.items}
+    rows = {
+        "decoder layers, AWQ": ("llm.weights",),
+        "embedding and lm_head, fp16": ("llm.embedding", "llm.lm_head"),
+        "CLIP ViT-L/14-336 and projector, fp16": ("vision.weights", "projector.weights"),
+        "KV cache, fp16": ("kv_cache",),
+        "tower's activations": ("vision.activations",),
+        "visual embeddings, prefill, decode, reserve": (
+            "visual_embeddings", "prefill.activations", "logits", "decode.buffers", "reserve",
+        ),
+        "CUDA context and libraries": ("runtime",),
+        "margin": ("margin",),
+    }  # fmt: skip
+    for row, names in rows.items():
+        told = re.search(rf"^\| {re.escape(row)} \| ([\d.]+) \|", readme, re.MULTILINE)
+        assert told, row
+        assert float(told[1]) == pytest.approx(sum(held[name] for name in names), abs=0.006), row
+    assert f"| **peak** | **{plan.peak_bytes / GIB:.1f}** | of {plan.budget_bytes / GIB:.1f} |" in readme

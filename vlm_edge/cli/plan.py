@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
     from vlm_edge.memory.phases import Plan
+    from vlm_edge.pipeline.measure import Measured
     from vlm_edge.pipeline.plan import Report
 
 
@@ -68,6 +70,7 @@ Solve = Annotated[
     str | None,
     typer.Option(help="The most of tiles, pixels, context or batch.", autocompletion=_unknowns, show_default=False),
 ]
+Measure = Annotated[bool, typer.Option("--measure", help="Run it on this CPU and compare; for bundles.")]
 Html = Annotated[Path | None, typer.Option(help="Write a self-contained page.", show_default=False)]
 Png = Annotated[Path | None, typer.Option(help="Draw the phases; needs the report extra.", show_default=False)]
 
@@ -94,6 +97,7 @@ def plan(
     keep: Keep = None,
     recipe: RecipeFile = None,
     solve: Solve = None,
+    measure: Measure = False,
     html: Html = None,
     png: Png = None,
     as_json: AsJson = False,
@@ -121,6 +125,15 @@ def plan(
     report = make_report(model, options)
     command = "vlm-edge " + shlex.join(sys.argv[1:])
     plain = to_json(report, command)
+    measured: Mapping[str, Measured] = {}
+    if measure:
+        from vlm_edge.pipeline.measure import measure as measure_run
+
+        measured = measure_run(model, report)
+        plain["measured"] = {
+            phase: {"planned_bytes": m.planned_bytes, "measured_bytes": m.measured_bytes, "error": m.error}
+            for phase, m in measured.items()
+        }
     if html is not None:
         from vlm_edge.pipeline.plan_page import write_page
 
@@ -133,6 +146,7 @@ def plan(
         render.emit_json(plain)
     else:
         _show(report)
+        _show_measured(measured)
     if not report.plan.fits:
         raise typer.Exit(1)
 
@@ -168,6 +182,15 @@ def _show(report: Report) -> None:
         render.table("\nWhat would help", ("change", "peak", "fits"), rows)
     for note in report.notes:
         render.note(note)
+
+
+def _show_measured(measured: Mapping[str, Measured]) -> None:
+    if measured:
+        rows = [
+            (phase, format_bytes(m.planned_bytes), format_bytes(m.measured_bytes), f"{100 * m.error:+.1f}%")
+            for phase, m in measured.items()
+        ]
+        render.table("\nMeasured here, the margin left out", ("phase", "planned", "measured", "error"), rows)
 
 
 def _rows(planned: Plan) -> list[tuple[str, ...]]:

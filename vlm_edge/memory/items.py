@@ -13,19 +13,23 @@ RESERVE_SHARE = 16
 """One part in so many of what comes and goes is lost between the blocks of an allocator."""
 EMBEDDING_COPIES = 2
 """What the encoder returned, and its place among the prompt's embeddings."""
+PIXEL_COPIES = 2
+"""Views before and after normalising."""
 _LATER = PHASES[1:]
 _WITH_TOKENS = ("encode", "prefill", "decode")
 
 
-def _kept(request: Request, alone: tuple[str, ...], apart: Place) -> tuple[str, ...]:
-    """Phases of a session's activations: its arena keeps them until the session ends, for the next question too.
+def _kept(request: Request, first: str, apart: Place) -> tuple[str, ...]:
+    """Phases in which a session's activations are held: its arena keeps them from their first phase on, until it is closed.
 
-    Seen with ONNX Runtime 1.32 on a CPU: resident memory stays at its peak after a run. Only where tower and decoder take turns
-    are their sessions closed in between.
+    Seen with ONNX Runtime 1.32 on a CPU: resident memory stays at its peak after a run. A process that has answered before holds
+    them while it reads the next image. Only where tower and decoder take turns are their sessions closed in between.
     """
     if request.release_tower:
-        return alone
-    return _LATER if apart == "device" else _WITH_TOKENS
+        return (first,) if first == "encode" else ("prefill", "decode")
+    if request.again:
+        return _LATER if apart == "device" else _WITH_TOKENS
+    return _WITH_TOKENS[_WITH_TOKENS.index(first) :]
 
 
 def run_items(
@@ -121,10 +125,11 @@ def _vision(subject: Subject, request: Request, visual: Visual, apart: Place) ->
     how = "fused attention" if request.fused_vision else f"scores {format_bytes(2 * scores)} each"
     frames = subject.vision.temporal_patch
     dtype = "fp32" if elem == 4 else "fp16"
+    pixels = PIXEL_COPIES * visual.at_once * visual.view_px * 3 * frames * 4
     return [
-        PlanItem("image.pixels", visual.at_once * visual.view_px * 3 * frames * 4, ("preprocess", "encode"),
-                 f"{visual.at_once} views of one image", "exact", "fp32", apart),
-        PlanItem("vision.activations", max(tower, projector), _kept(request, ("encode",), apart),
+        PlanItem("image.pixels", pixels, ("preprocess", "encode"),
+                 f"{PIXEL_COPIES} copies of {visual.at_once} views", "bound", "fp32", apart),
+        PlanItem("vision.activations", max(tower, projector), _kept(request, "encode", apart),
                  f"{views} views of {visual.patches} patches in one call, {how}", "bound", dtype),
         PlanItem("visual_embeddings", EMBEDDING_COPIES * visual.tokens * subject.text.hidden * elem * request.batch,
                  _WITH_TOKENS, f"{EMBEDDING_COPIES} copies of {visual.tokens} x {subject.text.hidden}", "exact", dtype),
@@ -139,7 +144,9 @@ def _decoder(subject: Subject, request: Request, visual: Visual, apart: Place) -
     whole = text.bidirectional_prefix or request.prefill_chunk == 0
     chunk = request.context if whole else min(request.context, request.prefill_chunk)
     dtype = "fp32" if elem == 4 else "fp16"
-    held = ("prefill", "decode") if request.release_tower else _LATER
+    # a CPU's cache is memory only once it is written to, in the first prefill
+    lazy = request.target == "cpu" and not request.again
+    held = ("prefill", "decode") if request.release_tower or lazy else _LATER
     own = text.layers - len(text.cross_attention_layers)
     read = "the whole prompt at once" if whole else f"chunks of {chunk} positions"
     return [
@@ -148,8 +155,8 @@ def _decoder(subject: Subject, request: Request, visual: Visual, apart: Place) -
                  + (f" x {batch}" if batch > 1 else ""), "exact", request.kv_cache),
         PlanItem("kv_cache.cross", cross, ("prefill", "decode"), f"{visual.cross} visual tokens", "exact",
                  request.kv_cache),
-        PlanItem("prefill.activations", formulas.prefill_activation_bytes(text, tokens=chunk, elem_bytes=elem),
-                 _kept(request, ("prefill",), apart), read, "bound", dtype),
+        PlanItem("prefill.activations", formulas.prefill_activation_bytes(text, tokens=chunk, elem_bytes=elem, lean=request.lean),
+                 _kept(request, "prefill", apart), read, "bound", dtype),
         PlanItem("logits", 4 * text.vocab * batch, ("prefill", "decode"), "the last position's", "exact", "fp32"),
         PlanItem("decode.buffers", formulas.decode_buffer_bytes(text, batch=batch, elem_bytes=elem), ("decode",),
                  "one position and sampling", "bound", dtype),

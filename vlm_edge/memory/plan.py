@@ -57,7 +57,8 @@ def plan_request(subject: Subject, request: Request, *, budget_bytes: int) -> Pl
 class Load:
     """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length.
 
-    layouts: how each image is cut, where a family's own rules do it; then `tiles` is not read.
+    layouts: how each image is cut, where a family's own rules do it; then `tiles` is not read.  again: the process has answered
+    before, and its sessions keep what they held.
     """
 
     decode_bytes: tuple[int, ...]
@@ -65,6 +66,7 @@ class Load:
     context_tokens: int
     kv_bits: int = 32
     layouts: tuple[ImageLayout, ...] | None = None
+    again: bool = False
 
 
 def stored_bytes(artifact_bytes: Mapping[str, int]) -> dict[str, int]:
@@ -100,6 +102,7 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
     request = Request(
         target="cpu", unified=True, kv_cache={32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[load.kv_bits],
         vision_dtype="fp32", images=images, tiles=load.tiles, context=load.context_tokens, runtime_bytes=RUNTIME_BYTES,
+        again=load.again,
     )  # fmt: skip
     items = run_items(subject, request, visual, decode_bytes=load.decode_bytes)
     return sum_up(items, budget_bytes=budget_bytes, visual_tokens=visual.prompt)

@@ -59,6 +59,8 @@ class Request:
     keep: share of each view's visual tokens that a reduction leaves.
     context: positions of the KV cache, for prompt and answer.  prefill_chunk: positions in one call; 0: the whole prompt.
     fused_vision: the tower's attention never holds a matrix of scores.  release_tower: tower and decoder take turns.
+    again: the process has answered before, and its sessions keep what they held.
+    lean: the decoder's runtime frees every tensor after its last reader, which ours does not.
     unified: host and device share one memory.  runtime_bytes: context, libraries and workspaces.
     Raises BadInput for values out of range.
     """
@@ -80,6 +82,8 @@ class Request:
     encode_views: int = ENCODE_VIEWS
     fused_vision: bool = False
     release_tower: bool = False
+    lean: bool = False
+    again: bool = False
     runtime_bytes: int = 0
     margin_bytes: int = 0
 

@@ -10,11 +10,12 @@ from typing import Any
 from vlm_edge.core.bundle import MANIFEST, open_bundle
 from vlm_edge.core.checkpoint import CONFIG, INDEX, SINGLE, open_checkpoint
 from vlm_edge.core.device import nearest
-from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.core.geometry import Geometry, TokenGeometry
 from vlm_edge.core.load import read_text
 from vlm_edge.core.recipe import Recipe, Watched, load_recipe, recipe_names
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.core.shards import strict_json
+from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import stored_bytes
 from vlm_edge.memory.request import Subject
@@ -114,15 +115,27 @@ def _bundle(root: Path, target: str | None) -> Planned:
         if artifact.target in (chosen, "any"):
             sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
     spec, stored = manifest.model, stored_bytes(sizes)
+    geometry = _own_geometry(root, spec)
+    one_view = type(geometry) is TokenGeometry
     notes = () if "llm.weights" in stored else ("the bundle has no decoder yet: its weights are computed",)
     return Planned(
-        subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, spec.geometry, stored),
+        subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, geometry, stored),
         source="bundle",
-        tiles=0 if manifest.defaults.tiling == "none" else manifest.limits.max_tiles,
+        tiles=None if not one_view else 0 if manifest.defaults.tiling == "none" else manifest.limits.max_tiles,
         max_model_len=manifest.limits.max_model_len,
         target="cuda" if chosen == "cuda" else "cpu",
         notes=notes,
     )
+
+
+def _own_geometry(root: Path, spec: ModelSpec) -> Geometry:
+    """How the family cuts images by the bundle's own files, where its manifest knows one view alone."""
+    files = root / CONFIG, root / PREPROCESSOR
+    if type(spec.geometry) is not TokenGeometry or not all(path.is_file() for path in files):
+        return spec.geometry
+    cut = subject_from(spec.family, _object(files[0]), _object(files[1]), family=spec.family).geometry
+    # of one view the manifest knows more: the markers that its recipe puts before views
+    return spec.geometry if cut is None or type(cut) is TokenGeometry else cut
 
 
 def _folder(root: Path) -> Planned:

@@ -165,7 +165,8 @@ class Pipeline:
         with timed(timings, "preprocess"):
             header = source_header(image, max_pixels)
             size = header.width, header.height
-            planned = plan(self.bundle, options, images=(header,), budget_bytes=self.budget_bytes)
+            again = bool(self._in_engine)
+            planned = plan(self.bundle, options, images=(header,), budget_bytes=self.budget_bytes, again=again)
             if isinstance(image, PilImage):
                 check_fits(planned)  # its fingerprint decodes it
             key = fingerprint(image) + repr(look)
@@ -294,9 +295,17 @@ def choose_device(bundle: Bundle, device: str) -> str:
 
 
 def plan(
-    bundle: Bundle, options: AskOptions, *, images: tuple[sources.ImageHeader, ...], budget_bytes: int | None
+    bundle: Bundle,
+    options: AskOptions,
+    *,
+    images: tuple[sources.ImageHeader, ...],
+    budget_bytes: int | None,
+    again: bool = False,
 ) -> Plan:
-    """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now."""
+    """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now.
+
+    again: the process has answered before.
+    """
     limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
     look = Look.of(options, defaults, limits.max_tiles)
     sizes: dict[str, int] = {}
@@ -306,7 +315,7 @@ def plan(
         free = host.available_bytes()
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
     decode = tuple(_decode_bytes(header, _reduced_px(bundle, look)) for header in images)
-    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len)
+    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len, again=again)
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
 
 
