@@ -64,13 +64,15 @@ def test_published_sizes_of_a_token_in_the_kv_cache(name: str, spec: TextSpec, b
 
 
 def test_a_large_towers_activations_by_hand() -> None:
-    # 577 tokens; q, k, v, output 4 * 577 * 1024 = 2,363,392; scores 2 * 16 * 577**2 = 10,653,728; MLP 2 * 577 * 4096 =
-    # 4,726,784; residual and its normed copy 2 * 577 * 1024 = 1,181,696; pixels 3 * 336**2 = 338,688
-    unfused = vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2)
-    assert unfused == 2 * (338_688 + 1_181_696 + 2_363_392 + 10_653_728)
+    # 577 tokens; scores 16 * 577**2 = 5,326,864; MLP 3 * 577 * 4096 = 7,090,176; 577 * 1024 = 590,848; pixels 3 * 336**2
+    assert vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2) == 2 * (
+        338_688 + 2 * 5_326_864 + 7_090_176 + 6 * 590_848
+    )
+    in_place = vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2, score_copies=1)
+    assert in_place == 2 * (338_688 + 5_326_864 + 7_090_176 + 6 * 590_848)
     fused = vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2, fused=True)
-    assert fused == 2 * (338_688 + 1_181_696 + 4_726_784)
-    assert vision_activation_bytes(CLIP_L_336, views=5) == 10 * unfused
+    assert fused == 2 * (338_688 + 7_090_176 + 9 * 590_848)
+    assert vision_activation_bytes(CLIP_L_336, views=5, score_copies=1) == 10 * in_place
 
 
 def test_prefill_activations_by_hand() -> None:
@@ -115,8 +117,8 @@ def test_every_phase_by_hand() -> None:
     kv = 2 * 2 * 2 * 4 * 50 * 4
     visual = 3 * 5
     embeddings = 2 * 12 * 16 * 4  # the separators' embeddings are the text's
-    # 5 tokens, width 4: scores 2 * 2 * 25 and q, k, v, output 4 * 20 exceed the MLP's 2 * 40
-    tower = 3 * 4 * (3 * 28 * 28 + 2 * 20 + 180)
+    # 5 tokens, width 4: scores once, 2 * 25; 3 * 5 * 8 of the MLP, 6 * 5 * 4 of the width
+    tower = 3 * 4 * (3 * 28 * 28 + 50 + 120 + 120)
     prefill = 50 * 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4)
     pixels = 2 * 3 * 3 * 28 * 28 * 4  # all views of one image, before and after normalising
     decode = 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4) + 3 * 8 * 100

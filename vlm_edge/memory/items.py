@@ -11,6 +11,7 @@ from vlm_edge.units import format_bytes
 
 RESERVE_SHARE = 16
 """One part in so many of what comes and goes is lost between the blocks of an allocator."""
+MOVING = frozenset({"vision.activations", "visual_embeddings", "prefill.activations", "logits", "decode.buffers"})
 EMBEDDING_COPIES = 2
 """What the encoder returned, and its place among the prompt's embeddings."""
 PIXEL_COPIES = 2
@@ -37,7 +38,7 @@ def run_items(
 ) -> list[PlanItem]:
     """Every item of a run, those of no bytes included.
 
-    decode_bytes: host bytes while each image is read.  host_runtime: of the process, where the device has its own memory.
+    decode_bytes: host bytes while each image is read.  host_runtime: of the process beside a GPU.
     Raises BadInput where a format does not suit the model.
     """
     apart: Place = "host" if request.target == "cuda" and not request.unified else "device"
@@ -54,19 +55,15 @@ def run_items(
         ),
         *_decoder(subject, request, visual, apart),
     ]  # fmt: skip
-    moving = [item for item in items if item.name in _MOVING and item.place == "device"]
+    moving = [item for item in items if item.name in MOVING and item.place == "device"]
     most = max(sum(item.bytes for item in moving if phase in item.phases) for phase in _WITH_TOKENS)
     what = f"1/{RESERVE_SHARE} of what comes and goes"
     items.append(PlanItem("reserve", most // RESERVE_SHARE, _WITH_TOKENS, what, "bound"))
     items.append(PlanItem("margin", request.margin_bytes, PHASES, "as asked for", "exact"))
-    if apart == "host":
-        items.append(
-            PlanItem("host.runtime", host_runtime, PHASES, "interpreter and libraries", "measured", "", "host")
-        )
+    if request.target == "cuda":  # on a CPU that is the runtime itself
+        libraries = "interpreter and libraries"
+        items.append(PlanItem("host.runtime", host_runtime, PHASES, libraries, "measured", "", apart))
     return items
-
-
-_MOVING = {"vision.activations", "visual_embeddings", "prefill.activations", "logits", "decode.buffers"}
 
 
 def _weights(subject: Subject, request: Request) -> list[PlanItem]:
@@ -117,12 +114,14 @@ def _vision(subject: Subject, request: Request, visual: Visual, apart: Place) ->
     elem, views = request.elem_bytes, min(visual.at_once, request.encode_views)
     if subject.vision.joint_views > 1:
         views = visual.at_once
+    copies = 1 if request.target == "cpu" and not visual.packed else 2
     tower = vision.vision_activation_bytes(
-        subject.vision, views=views, patches=visual.patches, elem_bytes=elem, fused=request.fused_vision
-    )
+        subject.vision, views=views, patches=visual.patches, elem_bytes=elem, fused=request.fused_vision,
+        score_copies=copies,
+    )  # fmt: skip
     projector = vision.projector_activation_bytes(subject.projector, patches=views * visual.patches, elem_bytes=elem)
     scores = vision.score_values(subject.vision, patches=visual.patches) * elem
-    how = "fused attention" if request.fused_vision else f"scores {format_bytes(2 * scores)} each"
+    how = "fused attention" if request.fused_vision else f"scores {format_bytes(copies * scores)} each"
     frames = subject.vision.temporal_patch
     dtype = "fp32" if elem == 4 else "fp16"
     pixels = PIXEL_COPIES * visual.at_once * visual.view_px * 3 * frames * 4

@@ -32,25 +32,28 @@ def vision_activation_bytes(
     patches: int | None = None,
     elem_bytes: int = FLOAT32_BYTES,
     fused: bool = False,
+    score_copies: int = 2,
 ) -> int:
-    """An upper bound on what the tower holds at once, in its widest layer.
+    """What the tower holds at once, as ONNX Runtime's arena holds it.
 
     views: views encoded in one call.  patches: of each; None: as the tower's own view has.  fused: the attention's scores
-    are never held as a matrix.  Per sequence of T tokens: the residual stream and its normed copy (2 T D), then the larger of
-    the attention (q, k, v, output: 4 T D, and without a fused kernel the scores twice, before and after softmax) and the MLP
-    (2 T M, before and after its activation; 3 T M with a gate).  Packed patches (no view of their own size) add the bias that
-    keeps images apart, T * T.
+    are never held as a matrix.  score_copies: 1 where softmax works in place, as in ONNX Runtime's Attention on a CPU; 2 on a GPU
+    and in graphs that spell the attention out.
+    Per sequence of T tokens: three inner tensors of the MLP (four with a gate) and six times the width for residual stream,
+    normed copies, q, k, v and output, with the scores; nine times without, since fused kernels take q, k and v apart. Packed
+    patches (no view of their own size) add the bias that keeps images apart, T * T.
+    Measured on a CPU, 2026-11, MiB a view in fp32: 50 for CLIP-like 577 x 768 (this says 47), 85 for SigLIP-like 1024 x 640
+    (88), 48 for InternViT-like 1025 x 512, whose kernel is fused (44); a plan's reserve is beside it.
     """
     tokens = attention_tokens(vision, patches=patches)
     sequences = -(-views // vision.joint_views)
-    scores = 0 if fused else 2 * score_values(vision, patches=patches)
-    bias = tokens * tokens if vision.temporal_patch > 1 and not fused else 0
-    attention = 4 * tokens * vision.width + scores + bias
-    widest = max(attention, (2 + vision.gated_mlp) * tokens * vision.mlp)
+    held = 0 if fused else score_copies * score_values(vision, patches=patches)
+    held += tokens * tokens if vision.temporal_patch > 1 and not fused else 0
+    held += tokens * ((3 + vision.gated_mlp) * vision.mlp + (9 if fused else 6) * vision.width)
     pixels = 3 * vision.temporal_patch * (tokens - vision.prefix_tokens * vision.joint_views) * vision.patch_px**2
     if patches is None and vision.joint_views == 1:
         pixels = 3 * vision.temporal_patch * vision.image_px**2
-    return sequences * elem_bytes * (pixels + 2 * tokens * vision.width + widest)
+    return sequences * elem_bytes * (pixels + held)
 
 
 def projector_activation_bytes(projector: ProjectorSpec, *, patches: int, elem_bytes: int = FLOAT32_BYTES) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vlm_edge.core import host
 from vlm_edge.errors import BadInput, CheckFailed
+from vlm_edge.memory.items import MOVING, RESERVE_SHARE
 from vlm_edge.memory.latency import TEXT_TOKENS
 from vlm_edge.memory.request import visual_of
 from vlm_edge.pipeline.inputs import EMBEDDED, NANO
@@ -73,17 +74,18 @@ def measure(name: str, report: Report, *, threads: int | None = None) -> Mapping
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CheckFailed(f"the planned run failed: {said}", remedy="vlm-edge verify the bundle, or plan a smaller run")
     peaks: dict[str, int] = json.loads(done.stdout)
+    return {phase: Measured(_planned(report, phase, decoder=decoder), found) for phase, found in peaks.items()}
+
+
+_OF_DECODER = ("llm.", "kv_cache", "prefill.", "logits", "decode.", "reserve")
+"""Items of a decoder, which a bundle may not have yet, and the reserve, which is then the tower's alone."""
+
+
+def _planned(report: Report, phase: str, *, decoder: bool) -> int:
     left_out = ("margin",) if decoder else ("margin", *_OF_DECODER)
-    return {phase: Measured(_planned(report, phase, left_out), found) for phase, found in peaks.items()}
-
-
-_OF_DECODER = ("llm.", "kv_cache", "prefill.", "logits", "decode.")
-"""Items of a decoder, which a bundle may not have yet."""
-
-
-def _planned(report: Report, phase: str, left_out: tuple[str, ...]) -> int:
-    items = (item for item in report.plan.items if phase in item.phases and not item.name.startswith(left_out))
-    return sum(item.bytes for item in items)
+    items = [item for item in report.plan.items if phase in item.phases and not item.name.startswith(left_out)]
+    moving = 0 if decoder else sum(item.bytes for item in items if item.name in MOVING)
+    return sum(item.bytes for item in items) + moving // RESERVE_SHARE
 
 
 def _draw(path: Path, size: tuple[int, int]) -> None:
