@@ -118,6 +118,7 @@ def plot(rows: list[Row], path: Path) -> None:
     """Planned against measured, with the line on which they agree and 8% on both sides."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullFormatter
 
     figure = Figure(figsize=(6, 6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -129,6 +130,10 @@ def plot(rows: list[Row], path: Path) -> None:
     axes.plot(ends, ends, color="#333333", linewidth=1)
     axes.fill_between(ends, [0.92 * e for e in ends], [1.08 * e for e in ends], color="#999999", alpha=0.25, label="8%")
     axes.set(xscale="log", yscale="log", xlabel="measured peak, MiB", ylabel="planned peak, MiB", xlim=ends, ylim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator([100, 200, 400, 800, 1600, 3200]))
+        axis.set_major_formatter(FormatStrFormatter("%d"))
+        axis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 

@@ -153,10 +153,10 @@ def _request(
     request = Request(
         target=target,
         unified=cpu or (device is not None and device.unified_memory),
-        weights=options.weights or model.weights,
-        group_size=options.group_size or model.group_size,
+        weights=model.weights if options.weights is None else options.weights,
+        group_size=model.group_size if options.group_size is None else options.group_size,
         lm_head=options.lm_head,
-        vision_dtype=options.vision_dtype or ("fp32" if cpu else "fp16"),
+        vision_dtype=("fp32" if cpu else "fp16") if options.vision_dtype is None else options.vision_dtype,
         kv_cache=given if given != "auto" else "fp32" if cpu else "fp16",
         images=options.images if model.subject.vision is not None else 0,
         image_px=_size(options.image_size, notes) if model.subject.vision is not None else (1, 1),
