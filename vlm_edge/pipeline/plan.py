@@ -74,7 +74,7 @@ class Report:
         tiles = visual.at_once - 1 if request.tiles is None else request.tiles
         width, height = request.image_px
         return {
-            "max_tiles": max(tiles, 0), "max_model_len": request.context, "max_pixels": width * height,
+            "max_tiles": max(tiles, 0), "max_model_len": request.context, "max_pixels": width * height if request.images else 0,
             "batch_size": request.batch,
         }  # fmt: skip
 
