@@ -14,7 +14,7 @@ from vlm_edge.memory.vision import (
     score_values,
     vision_activation_bytes,
 )
-from vlm_edge.units import MIB
+from vlm_edge.units import GIB, MIB
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_joint_views_attend_to_each_other_and_are_padded() -> None:
 
 
 def test_a_packed_tower_by_hand() -> None:
-    # 1000 patches: pixels 3 * 2 * 1000 * 196; scores twice; the bias that parts images; a gated MLP of four inner tensors
+    # 1000 patches: pixels 3 * 2 * 1000 * 196; scores twice; five of the bias that parts images; a gated MLP of four inner tensors
     patches, width = 1000, 1280
     linear = patches * (4 * 3420 + 6 * width)
-    values = 3 * 2 * patches * 196 + 2 * 16 * patches * patches + patches * patches + linear
+    values = 3 * 2 * patches * 196 + 2 * 16 * patches * patches + 5 * patches * patches + linear
     assert vision_activation_bytes(QWEN_TOWER, views=1, patches=patches, elem_bytes=2) == 2 * values
     fused = 3 * 2 * patches * 196 + patches * (4 * 3420 + 9 * width)
     assert vision_activation_bytes(QWEN_TOWER, views=1, patches=patches, elem_bytes=2, fused=True) == 2 * fused
@@ -67,6 +67,16 @@ def test_activations_as_measured_here() -> None:
         assert attention_tokens(vision) == tokens
         found = vision_activation_bytes(vision, views=1, fused=fused, score_copies=1) / MIB * 17 / 16
         assert 0.98 * mib < found < 1.15 * mib
+
+
+def test_packed_patches_as_measured_here() -> None:
+    """A Qwen2.5-VL tower of width 640 on a CPU: 1344 x 896 px were 3.25 GiB beside the weights."""
+    tower = VisionSpec(
+        width=640, layers=6, heads=8, mlp=1712, image_px=448, patch_px=14, gated_mlp=True, prefix_tokens=0,
+        temporal_patch=2, window_px=112, full_attention_layers=(3, 5),
+    )  # fmt: skip
+    found = vision_activation_bytes(tower, views=1, patches=6144) / GIB * 17 / 16
+    assert 0.98 * 3.25 < found < 1.1 * 3.25
 
 
 def test_a_projector_by_hand() -> None:

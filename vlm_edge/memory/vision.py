@@ -5,6 +5,8 @@ from __future__ import annotations
 from vlm_edge.core.specs import ProjectorSpec, VisionSpec
 
 FLOAT32_BYTES = 4
+BIAS_COPIES = 5
+"""The bias that keeps packed images apart, T * T: as booleans, as numbers, scaled, and what an arena keeps beside it."""
 _JOINT_MULTIPLE = 8
 """Tokens of a view are padded to a multiple of this where views attend to each other (mllama's tower)."""
 
@@ -41,14 +43,15 @@ def vision_activation_bytes(
     and in graphs that spell the attention out.
     Per sequence of T tokens: three inner tensors of the MLP (four with a gate) and six times the width for residual stream,
     normed copies, q, k, v and output, with the scores; nine times without, since fused kernels take q, k and v apart. Packed
-    patches (no view of their own size) add the bias that keeps images apart, T * T.
+    patches (no view of their own size) add BIAS_COPIES of the bias that keeps images apart.
     Measured on a CPU, 2026-11, MiB a view in fp32: 50 for CLIP-like 577 x 768 (this says 47), 85 for SigLIP-like 1024 x 640
-    (88), 48 for InternViT-like 1025 x 512, whose kernel is fused (44); a plan's reserve is beside it.
+    (88), 48 for InternViT-like 1025 x 512, whose kernel is fused (44), 3,330 for 6144 packed patches x 640 (3,300); a plan's
+    reserve is beside it.
     """
     tokens = attention_tokens(vision, patches=patches)
     sequences = -(-views // vision.joint_views)
     held = 0 if fused else score_copies * score_values(vision, patches=patches)
-    held += tokens * tokens if vision.temporal_patch > 1 and not fused else 0
+    held += BIAS_COPIES * tokens * tokens if vision.temporal_patch > 1 and not fused else 0
     held += tokens * ((3 + vision.gated_mlp) * vision.mlp + (9 if fused else 6) * vision.width)
     pixels = 3 * vision.temporal_patch * (tokens - vision.prefix_tokens * vision.joint_views) * vision.patch_px**2
     if patches is None and vision.joint_views == 1:
