@@ -10,7 +10,7 @@ from vlm_edge.pipeline.inputs import find_model
 from vlm_edge.pipeline.plan import PlanOptions, make_report
 
 NAMES = [name for name in recipe_names() if name != "nano"]
-# What the issue of the planner lists.
+# Named in the planner's specification.
 LISTED = {
     "llava-1.5-7b", "llava-1.5-13b", "llava-next-mistral-7b", "llava-next-34b", "internvl2.5-1b", "internvl2.5-26b",
     "internvl3-1b", "internvl3-14b", "qwen2-vl-7b", "qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen2.5-vl-72b", "smolvlm-256m",
