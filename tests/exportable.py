@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import onnx_ir as ir
+import pytest
+import torch
 
 from tests import tiny_vlms
-from vlm_edge.backends.onnx import export
 from vlm_edge.backends.onnx.references import fingerprint
+from vlm_edge.pipeline.export import ExportOptions, export_model
 
 PAGE = Path(__file__).parents[1] / "calibration/pages/page2.png"
 SQUARE = {"height": 28, "width": 28}
@@ -35,9 +39,25 @@ PREPROCESSORS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EXPORTED: dict[Any, bytes] = {}
+"""What torch's exporter made in this session, by weights, operator set and inputs."""
+
+
+def model_of(family: str, seed: int = 0) -> Any:
+    """The family's model; with seed 0 the one that tests of the exporter use too."""
+    model = tiny_vlms.FAMILIES[family].model()
+    if seed:
+        tiny_vlms.randomized(model, seed)
+    return model
+
+
 def save(family: str, folder: Path, *, seed: int = 0, max_shard_size: str = "50GB") -> Any:
     """Write the family's model into `folder` as transformers does, with its preprocessor file; returns the model."""
-    model = tiny_vlms.randomized(tiny_vlms.FAMILIES[family].model(), seed)
+    return save_model(family, model_of(family, seed), folder, max_shard_size=max_shard_size)
+
+
+def save_model(family: str, model: Any, folder: Path, *, max_shard_size: str = "50GB") -> Any:
+    """The same for a model of the family that is there already."""
     if family == "internvl":
         model.config.image_seq_length = 4
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -46,16 +66,31 @@ def save(family: str, folder: Path, *, seed: int = 0, max_shard_size: str = "50G
     return model
 
 
-def remembering(trace: Callable[..., export.Traced], known: dict[Any, Any]) -> Callable[..., export.Traced]:
-    """`export.trace`, which takes seconds, once for each set of weights and inputs; what it gives is the same."""
+@contextmanager
+def exporting_once() -> Iterator[None]:
+    """While it lasts, torch's exporter, which takes 5 to 20 s, runs once in a session for the same weights and inputs.
 
-    def traced(module: Any, inputs: Any, *, opset: int, **named: Any) -> export.Traced:
-        weights = {name: value.numpy() for name, value in module.state_dict().items()}
-        key = opset, fingerprint(weights), tuple(map(fingerprint, inputs))
-        if key not in known:
-            found = trace(module, inputs, opset=opset, **named | {"ranges": True})
-            known[key] = found, ir.serde.serialize_model(found.take())
-        found, graph = known[key]
-        return replace(found, graph=ir.serde.deserialize_model(graph))
+    The sizes of inputs do not count: an exported graph is for any size, and whoever exports compares it on the sizes given.
+    """
+    export = torch.onnx.export
 
-    return traced
+    def remembered(module: Any, args: Any, *, kwargs: Any, opset_version: int, **named: Any) -> Any:
+        weights = fingerprint({name: value.numpy() for name, value in module.state_dict().items()})
+        kinds = sorted((name, str(value.dtype), value.ndim) for name, value in kwargs.items())
+        key = weights, opset_version, str(kinds), str(named["dynamic_shapes"])
+        if key not in EXPORTED:
+            made = export(module, args, kwargs=kwargs, opset_version=opset_version, **named)
+            EXPORTED[key] = ir.serde.serialize_model(made.model).SerializeToString()
+        model = ir.from_proto(onnx.load_from_string(EXPORTED[key]))
+        return SimpleNamespace(model=model, exported_program=SimpleNamespace(state_dict={}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", remembered)
+        yield
+
+
+def export_in_child(known: dict[Any, bytes], model: Path, out: Path, options: ExportOptions) -> None:
+    """An export in a process of its own, which is handed what the exporter made before."""
+    EXPORTED.update(known)
+    with exporting_once():
+        export_model(model, out, options)

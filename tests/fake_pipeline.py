@@ -29,7 +29,7 @@ class FakePipeline:
 
     @property
     def bundle(self) -> SimpleNamespace:
-        model = SimpleNamespace(geometry=TokenGeometry(112, (8, 8), 1))
+        model = SimpleNamespace(family="llava", geometry=TokenGeometry(112, (8, 8), 1))
         manifest = SimpleNamespace(
             name="fake", self_sha256="0" * 64, limits=Limits(6, 768), defaults=RunDefaults(), model=model
         )

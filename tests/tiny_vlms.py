@@ -105,7 +105,7 @@ def idefics2() -> Any:
 def paligemma() -> Any:
     config = transformers.PaliGemmaConfig(
         vision_config={**SIGLIP, "projection_dim": 60}, projection_dim=60, image_token_index=3,
-        text_config={"model_type": "gemma", **TEXT, "head_dim": 16},
+        text_config={"model_type": "gemma", **TEXT, "head_dim": 16, "vocab_size": 98},
     )  # fmt: skip
     return build("PaliGemmaForConditionalGeneration", config)
 

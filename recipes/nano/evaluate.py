@@ -25,6 +25,7 @@ from typing import Any
 
 from vlm_edge import __version__
 from vlm_edge.cli import render
+from vlm_edge.core import discover
 from vlm_edge.core.bundle import atomic_write, hash_file
 from vlm_edge.core.load import to_plain
 from vlm_edge.errors import CheckFailed, VlmEdgeError
@@ -72,7 +73,9 @@ class Measurements:
         """Evaluate one configuration, or repeat what an equal one gave. Empty `tiles`: each row's own."""
         manifest = pipeline.bundle.manifest
         own_tiles = options.tiles is not None
-        key = (manifest.self_sha256, Look.of(options, manifest.defaults, manifest.limits.max_tiles), own_tiles)
+        family = discover.family(manifest.model.family)
+        look = Look.of(options, manifest.defaults, manifest.limits.max_tiles, family)
+        key = (manifest.self_sha256, look, own_tiles)
         if key not in self._known:
             slug = "-".join("".join(c if c.isalnum() or c == "." else " " for c in name).split())
             with render.progress(name, len(self.rows)) as step:

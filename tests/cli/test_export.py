@@ -1,30 +1,23 @@
-"""vlm-edge export: what it prints, its exit codes, and what is left when it is killed."""
+"""vlm-edge export: what it prints, and its exit codes."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import exportable
-from tests.cli.program import VLM_EDGE, in_checkout
-from vlm_edge.backends.onnx import export as onnx_export
+from tests import exportable, tiny_decoders
 from vlm_edge.backends.onnx import parity
 from vlm_edge.cli.main import execute
-from vlm_edge.core.bundle import open_bundle
 from vlm_edge.pipeline.export import DTYPES, OPSET, STEPS, TARGETS
+from vlm_edge.pipeline.export_llm import STEPS as DECODER_STEPS
 
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Tracing takes seconds, and these tests are about what surrounds it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "trace", exportable.remembering(onnx_export.trace, {}))
+    with exportable.exporting_once():
         yield
 
 
@@ -83,8 +76,8 @@ def test_a_graph_that_differs_ends_with_1_and_nothing_is_entered(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--component", "llm"], "--component llm cannot be exported"),
-        (["--component", "vision, projector,llm"], "--component llm cannot be exported"),
+        (["--component", "ears"], "--component ears cannot be exported"),
+        (["--component", "vision, projector,ears"], "--component ears cannot be exported"),
         (["--dtype", "int4"], "no export to int4 for cpu"),
         (["--target", "npu"], "no export to fp32 for npu"),
     ],
@@ -112,31 +105,28 @@ def test_run_says_that_there_is_no_decoder(exported: Path, capsys: pytest.Captur
     assert execute(["run", str(page), "what is the total?", "--bundle", str(exported)]) == 2
     error, fix = capsys.readouterr().err.splitlines()
     assert "has no decoder" in error
-    assert "build_bundle" in fix
+    assert f"vlm-edge export MODEL {exported} --component llm" in fix
 
 
-def visible(folder: Path) -> dict[str, bytes]:
-    """All but what is hidden: the lock, and the stage that a killed process could not clear away."""
-    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    return {str(name): path.read_bytes() for name, path in files.items() if not name.parts[0].startswith(".")}
+def test_a_decoder_with_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny_decoders.save("llava", tmp_path / "tiny", "llama")
+    words = ["export", str(tmp_path / "tiny"), str(tmp_path / "out"), "--component", "llm"]
+    capsys.readouterr()  # transformers' own bar for what it saved
+    with tiny_decoders.builder_in_process():
+        assert execute(words) == 0
+        shown = capsys.readouterr()
+        assert shown.err.splitlines() == list(DECODER_STEPS)
+        assert "llm/cpu/model.onnx.data" in shown.out
+        assert "llm/cpu relative_error: " in shown.out
+        assert execute([*words, "--dtype", "fp16", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["components"] == ["llm"]
+    assert {"llm.graph", "llm.embedding", "llm.references"} < {artifact["role"] for artifact in found["artifacts"]}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["trace", "write and compare"])
-def test_killed_in_the_middle_it_leaves_the_bundle_as_it_was(moment: str, tiny: Path, exported: Path):
-    before = visible(exported)
-    command = [*VLM_EDGE, "export", str(tiny), str(exported), "--dtype", "int8"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **in_checkout(tiny.parent)) as process:
-        assert process.stderr is not None
-        assert any(line.strip() == moment for line in process.stderr)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert visible(exported) == before
-    assert [path.name for path in exported.iterdir() if path.name.startswith(".export-")]
-    open_bundle(exported)
-    assert execute(["--quiet", "export", str(tiny), str(exported), "--dtype", "int8"]) == 0
-    assert not [path.name for path in exported.iterdir() if path.name.startswith(".export-")]
-    graphs = [a.dtype for a in open_bundle(exported).manifest.artifacts if a.role == "vision.graph"]
-    assert graphs == ["int8"]
+def test_a_decoder_in_eight_bits_is_quantizes_work(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert execute(["export", str(tiny), str(tmp_path / "out"), "--component", "llm", "--dtype", "int8"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: export writes no int8 decoder"
+    assert lines[1].startswith("fix: use vlm-edge quantize")
+    assert len(lines) == 2

@@ -306,3 +306,30 @@ def test_arrays_and_bytes_through_the_api() -> None:
 def test_a_few_threads_for_each_processor_are_allowed() -> None:
     assert host.most_threads() >= max(64, 2 * host.threads())
     assert host.most_threads() < 100_000
+
+
+@pytest.fixture(scope="module")
+def own_rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a family that cuts images by rules of its own."""
+    pytest.importorskip("torch")
+    from tests import runnable
+
+    return runnable.make("internvl", tmp_path_factory.mktemp("internvl")).bundle.root
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "remedy"),
+    [
+        (("--tiling", "auto"), "--tiling auto is not offered for the family internvl", "--tiling grid"),
+        (("--max-tiles", "5"), "--max-tiles 5 exceeds this bundle's limit", "4 tiles"),
+        (("--max-tiles", "1"), "px is cut into", "--tiling none"),
+        (("--max-pixels", "1000"), "1000", "--max-pixels"),
+    ],
+)
+def test_a_family_with_rules_of_its_own_refuses_before_anything_is_loaded(
+    own_rules: Path, options: tuple[str, ...], says: str, remedy: str, refused: Callable[..., str], monkeypatch
+) -> None:
+    monkeypatch.setattr("vlm_edge.pipeline.run.Pipeline.load", lambda *_, **__: pytest.fail("loaded"))
+    message = refused("run", str(PAGE), "what is the total?", "--bundle", str(own_rules), *options)
+    assert says in message
+    assert remedy in message

@@ -55,6 +55,13 @@ def test_files_are_added_replaced_and_dropped(tmp_path: Path, empty: Manifest):
     assert [artifact.path for artifact in bundle.manifest.artifacts] == sorted(NEW)
 
 
+def test_a_file_that_was_damaged_is_mended_by_the_same_content(tmp_path: Path, empty: Manifest):
+    put(tmp_path / "out", OLD, empty)
+    (tmp_path / "out/vision/cpu/model.onnx").write_bytes(b"OLD graph")
+    put(tmp_path / "out", OLD, empty)
+    verify_hashes(open_bundle(tmp_path / "out"), force=True)
+
+
 def test_a_crash_at_any_moment_leaves_no_bundle_that_is_wrong(
     tmp_path: Path, empty: Manifest, monkeypatch: pytest.MonkeyPatch
 ):

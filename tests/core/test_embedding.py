@@ -42,6 +42,18 @@ def test_rows_are_those_that_safetensors_wrote(
     assert opened.rows([]).shape == (0, shape[1])
 
 
+def test_bf16_rows_are_those_that_torch_reads(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_tensors
+
+    table = torch.randn(9, 7, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    table[3, 2], table[3, 3], table[3, 4] = float("-inf"), -0.0, 1e-40  # a subnormal, which fp16 does not hold
+    save_tensors({"embed": table}, tmp_path / "e")
+    rows = EmbeddingTable(tmp_path / "e").rows([8, 3])
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, table[[8, 3]].float().numpy())
+
+
 @pytest.mark.parametrize("token", [-1, 128, 1 << 40])
 def test_a_token_beyond_the_table_is_an_error_of_the_bundle(tmp_path: Path, token: int) -> None:
     opened = EmbeddingTable(stored(tmp_path / "e", table_of(128, 4, np.float16)))
@@ -76,7 +88,7 @@ def entry(**fields: object) -> Callable[[Header], None]:
         lambda _: {"__metadata__": {}},
         lambda header: header.update(second=header["embed"]),
         lambda header: header["embed"].pop("shape") and None,
-        entry(dtype="BF16"),
+        entry(dtype="F64"),
         entry(dtype="I64"),
         entry(dtype=["F16"]),
         entry(shape=[128]),

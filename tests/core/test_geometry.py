@@ -132,3 +132,24 @@ def test_a_geometry_survives_json(geometry: TokenGeometry):
 def test_a_geometry_of_no_kind_is_refused():
     with pytest.raises(BadInput, match="geometry"):
         parse({"geometry": {"view_px": 1, "grid": [1, 1], "pinpoint": [[1, 1]]}}, Held, "manifest.json")
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_no_image_is_cut_into_more_tiles_than_the_geometry_says(geometry: TokenGeometry):
+    """And some image is: the bound is what a bundle's limits are set to."""
+    sizes = [(width, height) for width in (2, 40, 336, 700, 1456, 3000) for height in (2, 40, 336, 700, 1456, 3000)]
+    counts = [geometry.layout(size).views - 1 for size in sizes if max(size) <= 200 * min(size)]
+    assert max(counts) == geometry.most_tiles
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("size", [(1456, 700), (40, 3000), (300, 300)], ids=str)
+def test_the_whole_image_is_one_view(geometry: TokenGeometry, size: tuple[int, int]):
+    whole = geometry.whole()
+    assert type(whole) is type(geometry)
+    layout = whole.layout(size)
+    assert (layout.views, whole.most_tiles) == (1, 0)
+    newline = int(isinstance(geometry, AnyResGeometry))
+    assert layout.visual_tokens == (
+        geometry.tokens_per_view + newline if geometry.fixed_views else layout.visual_tokens
+    )

@@ -11,6 +11,14 @@ import pytest
 
 from tests.core.test_bundle_fuzz import seal
 from vlm_edge.core.bundle import Bundle, open_bundle, write_manifest
+from vlm_edge.core.geometry import (
+    AnyResGeometry,
+    Geometry,
+    PatchGeometry,
+    QuarterGeometry,
+    SplitGeometry,
+    TileGeometry,
+)
 from vlm_edge.core.manifest_checks import REDUCTIONS, TILINGS, check_manifest
 from vlm_edge.errors import DamagedBundle
 from vlm_edge.pipeline.run import NANO
@@ -112,4 +120,43 @@ def test_the_hash_is_checked_first(tiny_bundle: Bundle) -> None:
     path = tiny_bundle.root / "manifest.json"
     path.write_text(path.read_text().replace('"max_tiles": -1', '"max_tiles": -2'))
     with pytest.raises(DamagedBundle, match="changed after it was written"):
+        open_bundle(tiny_bundle.root)
+
+
+ANYRES = AnyResGeometry(112, (8, 8), pinpoints=((112, 224), (224, 112)))
+TILES = TileGeometry(112, (4, 4), min_tiles=1, max_tiles=12)
+SPLIT = SplitGeometry(112, (4, 4), longest_px=448)
+QUARTERS = QuarterGeometry(980, (1, 64), shortest_px=378, longest_px=980, split=True)
+PATCHES = PatchGeometry(448, (16, 16), patch_px=14, merge=2, min_pixels=3136, max_pixels=12_845_056)
+
+
+@pytest.mark.parametrize("geometry", [ANYRES, TILES, SPLIT, QUARTERS, PATCHES], ids=lambda each: type(each).__name__)
+def test_every_kind_of_geometry_passes(tiny_bundle: Bundle, geometry: Geometry) -> None:
+    manifest = replace(tiny_bundle.manifest, model=replace(tiny_bundle.manifest.model, geometry=geometry))
+    write_manifest(tiny_bundle.root, manifest)
+    assert open_bundle(tiny_bundle.root).manifest.model.geometry == geometry
+
+
+@pytest.mark.parametrize(
+    ("geometry", "name"),
+    [
+        (replace(ANYRES, pinpoints=((112, 0),)), "pinpoints"),
+        (replace(ANYRES, pinpoints=((112, 223),)), "pinpoints"),
+        (replace(ANYRES, pinpoints=((112, 112 << 20),)), "pinpoints"),
+        (replace(ANYRES, pinpoints=((112, 112),) * 5000), "pinpoints"),
+        (replace(TILES, max_tiles=1 << 30), "max_tiles"),
+        (replace(TILES, min_tiles=13), "min_tiles"),
+        (replace(TILES, marker_tokens=-1), "marker_tokens"),
+        (replace(SPLIT, longest_px=0), "longest_px"),
+        (replace(QUARTERS, shortest_px=981), "shortest_px"),
+        (replace(PATCHES, merge=0), "merge"),
+        (replace(PATCHES, max_pixels=1 << 40), "max_pixels"),
+        (replace(PATCHES, min_pixels=1 << 26), "min_pixels"),
+    ],
+)
+def test_rules_that_no_family_has_are_refused(tiny_bundle: Bundle, geometry: Geometry, name: str) -> None:
+    """Some would divide by nothing, or look at a billion arrangements of tiles."""
+    manifest = replace(tiny_bundle.manifest, model=replace(tiny_bundle.manifest.model, geometry=geometry))
+    write_manifest(tiny_bundle.root, manifest)
+    with pytest.raises(DamagedBundle, match=rf"geometry\.{name}"):
         open_bundle(tiny_bundle.root)

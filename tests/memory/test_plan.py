@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_edge.core.geometry import TokenGeometry, visual_token_count
+from vlm_edge.core.geometry import PatchGeometry, TileGeometry, TokenGeometry, visual_token_count
 from vlm_edge.core.specs import ModelSpec, ProjectorSpec, TextSpec, VisionSpec
 from vlm_edge.memory import formulas
 from vlm_edge.memory.plan import PHASES, RUNTIME_BYTES, Load, Plan, plan_run
@@ -198,3 +198,47 @@ def test_a_reduced_jpeg_costs_its_reduced_pixels_and_a_progressive_one_all_its_c
     assert cost(pixels=6401, file_format="JPEG", reduction=8) == 9 * 101
     assert cost(pixels=6400, file_format="JPEG", progressive=True) == 9 * 6400 + 3 * 2 * 6400
     assert cost(pixels=6400, file_format="JPEG", reduction=4, progressive=True) == 9 * 400 + 3 * 2 * 6400
+
+
+def test_images_that_a_family_cuts_itself_are_planned_by_their_layouts() -> None:
+    """Markers included in the prompt; all views of the largest image before and after normalising, eight of them in one call."""
+    geometry = TileGeometry(28, (2, 2), min_tiles=1, max_tiles=12)
+    model = replace(SMALL, geometry=geometry)
+    layouts = geometry.layout((336, 28)), geometry.layout((28, 28))
+    assert [layout.views for layout in layouts] == [13, 1]
+    load = Load((9000, 9000), tiles=0, context_tokens=50, layouts=layouts)
+    plan = plan_run(model, ARTIFACTS, load, budget_bytes=1 << 40)
+    assert plan.visual_tokens == 13 * 4 + 2 + 4 + 2
+    items = {item.name: item.bytes for item in plan.items}
+    assert items["vision.activations"] == vision_activation_bytes(SMALL.vision, views=8, patches=4, score_copies=1)
+    assert items["image.pixels"] == 2 * 13 * 3 * 28 * 28 * 4
+    assert items["visual_embeddings"] == 2 * (13 * 4 + 4) * 16 * 4
+
+
+def test_a_tower_for_any_size_is_planned_by_the_images_own() -> None:
+    geometry = PatchGeometry(448, (16, 16), patch_px=14, merge=2, min_pixels=3136, max_pixels=12_845_056)
+    model = replace(SMALL, geometry=geometry, vision=replace(SMALL.vision, temporal_patch=2))
+    layout = geometry.layout((560, 1120))
+    plan = plan_run(model, ARTIFACTS, Load((9000,), 0, 50, layouts=(layout,)), budget_bytes=1 << 40)
+    (item,) = [item for item in plan.items if item.name == "vision.activations"]
+    patches = 40 * 80
+    # two heads' scores before and after softmax, the bias that keeps images apart as it was measured, q, k, v and output, the
+    # residual stream and its copy, pixels of two frames
+    least = 4 * (2 * 2 * patches**2 + 5 * patches**2 + 4 * 4 * patches + 2 * 4 * patches + 2 * 3 * 560 * 1120)
+    assert least <= item.bytes < 1.1 * least
+
+
+def test_no_image_needs_no_encoder() -> None:
+    plan = plan_run(SMALL, ARTIFACTS, Load((), 0, 50, layouts=()), budget_bytes=1 << 40)
+    assert plan.visual_tokens == 0
+
+
+def test_a_prompt_that_sees_all_of_itself_is_read_in_one_piece() -> None:
+    def prefill(model: ModelSpec) -> int:
+        plan = plan_run(model, ARTIFACTS, Load((9000,), 0, 4096), budget_bytes=1 << 40)
+        return next(item.bytes for item in plan.items if item.name == "prefill.activations")
+
+    whole = replace(SMALL, text=replace(SMALL.text, bidirectional_prefix=True))
+    # four heads' scores of each position over all, which only a causal decoder's kernel takes block by block
+    assert prefill(whole) - 4 * 4096 * 4096 * 4 == 8 * prefill(SMALL)
+    assert 8 * prefill(SMALL) == formulas.prefill_activation_bytes(SMALL.text, tokens=4096)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.memory.subjects import LLAVA, QWEN
-from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.core.geometry import AnyResGeometry, TokenGeometry
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import plan_request
 from vlm_edge.memory.request import Request, Subject, Visual, visual_of
@@ -33,6 +33,15 @@ def test_the_familys_own_rules() -> None:
     assert visual.view_px == 1344 * 896
     tiled = visual_of(QWEN, Request(image_px=(1344, 896), tiles=2))
     assert (tiled.packed, tiled.views, tiled.patches) == (False, 3, 1024)
+
+
+def test_no_tiles_is_the_whole_image_as_the_family_shows_it() -> None:
+    request = Request(image_px=(1344, 896), tiles=0)
+    assert visual_of(QWEN, request) == visual_of(QWEN, replace(request, tiles=None))
+    pinned = replace(LLAVA, geometry=AnyResGeometry(336, (24, 24), pinpoints=((672, 672),)))
+    visual = visual_of(pinned, request)
+    assert (visual.views, visual.tokens) == (1, 576 + 1)  # a newline behind it
+    assert visual_of(pinned, replace(request, tiles=None)).views == 5
 
 
 def test_cross_attention_reads_padded_tiles_and_takes_one_position() -> None:

@@ -95,6 +95,8 @@ def test_questions_without_an_answer() -> None:
     crossing = replace(LLAVA, text=replace(LLAVA.text, cross_attention_layers=(1,)))
     with pytest.raises(BadInput, match="same tiles"):
         solve(crossing, GPU, "tiles", budget_bytes=GIB)
+    with pytest.raises(BadInput, match="their own size"):
+        solve(QWEN, GPU, "tiles", budget_bytes=GIB)
     with pytest.raises(DoesNotFit, match="batch 1 already needs"):
         solve(LLAVA, GPU, "batch", budget_bytes=GIB)
     with pytest.raises(BadInput, match="leave no room"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from tests import tiny_decoders  # noqa: E402
 from tests.models.tiny_checkpoints import ALONE, FAMILIES, build, rename, save_state  # noqa: E402
 from vlm_edge.core.checkpoint import open_checkpoint  # noqa: E402
+from vlm_edge.core.embedding import EmbeddingTable  # noqa: E402
 from vlm_edge.errors import BadInput  # noqa: E402
 from vlm_edge.models import text_weights  # noqa: E402
-from vlm_edge.models.text_weights import extract_text_model  # noqa: E402
+from vlm_edge.models.text_weights import extract_text_model, text_digest, write_embedding  # noqa: E402
 
 ARCHITECTURES = {"paligemma": "GemmaForCausalLM", "internvl": "Qwen2ForCausalLM", "idefics2": "MistralForCausalLM"}
 IDS = [[5, 9, 11, 40, 17]]
@@ -131,9 +134,50 @@ def test_text_models_that_are_not_whole(name: str, tensor: Any, message: str, tm
     assert message in refuse_writing(tmp_path, tmp_path / "text")
 
 
-def test_qwens_text_model_does_not_exist_alone(tmp_path: Path) -> None:
-    build("qwen2_5_vl").save_pretrained(tmp_path)
-    assert "does not exist apart" in refuse_writing(tmp_path, tmp_path / "text")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"])
+def test_odd_shapes_of_every_plain_decoder(kind: str, tied: bool, tmp_path: Path) -> None:
+    """Five layers, three queries a key, heads apart from the hidden size."""
+    whole = tiny_decoders.save("llava", tmp_path, kind, tied=tied)
+    text = transformers.AutoModelForCausalLM.from_pretrained(extract(tmp_path), dtype=torch.float32).eval()
+    assert type(text).__name__ == type(whole.model.language_model).__name__.replace("Model", "ForCausalLM")
+    logits, expected = text(torch.tensor(IDS)).logits, decoder_logits(whole)
+    cap = getattr(text.config, "final_logit_softcapping", None)
+    torch.testing.assert_close(logits, torch.tanh(expected / cap) * cap if cap else expected, rtol=0, atol=0)
+
+
+def test_the_digest_says_which_decoder_it_is(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("same", 0), ("tuned", 1)):
+        tiny_decoders.save("llava", tmp_path / name, "llama", seed=seed)
+    frozen = load_file(tmp_path / "one/model.safetensors")
+    frozen = {name: tensor.clone() for name, tensor in frozen.items()}
+    frozen["language_model.model.layers.4.mlp.down_proj.weight"][3, 4] += 1
+    tiny_decoders.save("llava", tmp_path / "frozen", "llama")
+    save_file(frozen, tmp_path / "frozen/model.safetensors", metadata={"format": "pt"})
+    made = extract_text_model(open_checkpoint(tmp_path / "one"), tmp_path / "text")
+    assert made == hashlib.sha256((tmp_path / "text/model.safetensors").read_bytes()).hexdigest()
+    digests = {name: text_digest(open_checkpoint(tmp_path / name)) for name in ("one", "same", "tuned", "frozen")}
+    assert digests["one"] == digests["same"] == made
+    assert len({*digests.values()}) == 3
+
+
+@pytest.mark.parametrize(("dtype", "named"), [("float32", "fp32"), ("float16", "fp16"), ("bfloat16", "bf16")])
+@pytest.mark.parametrize("family", ["llava", "paligemma", "qwen2_5_vl"])
+def test_the_embedding_table_is_the_models_bit_for_bit(family: str, dtype: str, named: str, tmp_path: Path) -> None:
+    whole = build(family, dtype=getattr(torch, dtype), tied=family == "paligemma")
+    whole.save_pretrained(tmp_path / "model")
+    assert write_embedding(open_checkpoint(tmp_path / "model"), tmp_path / "llm/embed.safetensors") == named
+    table = EmbeddingTable(tmp_path / "llm/embed.safetensors")
+    assert table.shape == (64, 48)
+    expected = whole.get_input_embeddings().weight[[7, 0, 63]].float().detach().numpy()
+    assert (table.rows([7, 0, 63]) == expected).all()
+
+
+def test_a_table_in_a_dtype_that_nobody_reads(tmp_path: Path) -> None:
+    build("llava").save_pretrained(tmp_path)
+    edit(tmp_path, "language_model.model.embed_tokens.weight", torch.zeros(64, 48, dtype=torch.float64))
+    with pytest.raises(BadInput, match="F64"):
+        write_embedding(open_checkpoint(tmp_path), tmp_path / "embed.safetensors")
 
 
 def test_quantized_text_models(tmp_path: Path) -> None:

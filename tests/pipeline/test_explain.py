@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.core.geometry import PatchGeometry, TokenGeometry
 from vlm_edge.errors import BadImage, BadInput
 from vlm_edge.pipeline import picture, view_panels
 from vlm_edge.pipeline.answer import Answer, LabelledBox, TokenCounts
@@ -294,3 +294,60 @@ def test_an_existing_picture_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "seen.png"
     target.write_text("old")
     assert draw(plain(600, 400), ANSWER, target).format == "PNG"
+
+
+def quarters(width: int, height: int) -> np.ndarray:
+    """A picture of four plain quarters: red, green / blue, white."""
+    picture = np.full((height, width, 3), 255, np.uint8)
+    picture[: height // 2, : width // 2] = (255, 0, 0)
+    picture[: height // 2, width // 2 :] = (0, 255, 0)
+    picture[height // 2 :, : width // 2] = (0, 0, 255)
+    return picture
+
+
+def middle(panel: Image.Image) -> tuple[int, ...]:
+    """The colour in the middle of a panel's picture, below its title."""
+    return colour(panel, panel.width // 2, (panel.height + view_panels.TITLE_PX) // 2)
+
+
+def test_views_that_a_family_cut_are_drawn_in_its_order_and_padding_is_left_out() -> None:
+    own = ((200, 0, 400, 100), (0, 100, 200, 200), (400, 200, 400, 200), (0, 0, 400, 200))
+    tiles = tuple(Tile(*box, 0.0) for box in own[:2])
+    answer = replace(ANSWER, tiles=tiles, boxes=(), members=(), views=own)
+    panels = view_panels.view_panels(quarters(400, 200), answer, GEOMETRY)
+    assert len(panels) == 3
+    assert [middle(panel) for panel in panels[:2]] == [(0, 255, 0), (0, 0, 255)]
+    whole = panels[2]
+    corner = colour(whole, 10, view_panels.TITLE_PX + 10), colour(whole, whole.width - 10, whole.height - 10)
+    assert corner == ((255, 0, 0), (255, 255, 255))
+
+
+def test_views_with_a_grid_of_tokens_show_it() -> None:
+    """The second view is the image alone; of the first one's 64 tokens two are left."""
+    merged = (0,) * 32 + (1,) * 32
+    answer = replace(
+        ANSWER,
+        tiles=(Tile(0, 0, 200, 200, 0.0),),
+        members=(merged, EVERY_TOKEN),
+        views=((0, 0, 200, 200), (0, 0, 400, 200)),
+    )
+    first, second = view_panels.view_panels(plain(400, 200), answer, GEOMETRY)
+    inside = first.crop((5, view_panels.TITLE_PX + 5, first.width - 5, first.height - 5))
+    rows = {y for x, y in np.ndindex(inside.size) if colour(inside, x, y)[0] < 120}
+    assert len(rows) <= 4, "one line between the two halves"
+    assert first.tobytes() != second.tobytes()
+
+
+@pytest.mark.parametrize("size", [(300, 100), (100, 300), (900, 3)])
+def test_a_view_of_any_proportions_keeps_them(size: tuple[int, int]) -> None:
+    geometry = PatchGeometry(448, (16, 16), patch_px=14, merge=2, min_pixels=3136, max_pixels=12_845_056)
+    answer = replace(ANSWER, tiles=(), boxes=(), members=(), views=((0, 0, *size),))
+    (panel,) = view_panels.view_panels(plain(*size), answer, geometry)
+    shown = panel.height - view_panels.TITLE_PX
+    assert max(shown, round(shown * size[0] / size[1])) == pytest.approx(view_panels.MOST_PX, rel=0.35)
+
+
+def test_an_image_decoded_at_a_reduced_scale_is_shown_whole() -> None:
+    answer = replace(ANSWER, tiles=(), boxes=(), members=(), views=((0, 0, 4000, 2000),))
+    (panel,) = view_panels.view_panels(quarters(400, 200), answer, GEOMETRY)
+    assert colour(panel, 10, view_panels.TITLE_PX + 10) == (255, 0, 0)

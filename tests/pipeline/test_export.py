@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests import exportable, tiny_vlms
+from tests import exportable, runnable, tiny_vlms
 from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.backends.onnx import parity, references
 from vlm_edge.backends.onnx.runner import OnnxEncoder
 from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
+from vlm_edge.core.geometry import TileGeometry
 from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle, MissingDependency
 from vlm_edge.models import weights
-from vlm_edge.pipeline import calibration, export
+from vlm_edge.pipeline import calibration, export, source, tools
 from vlm_edge.pipeline.export import ExportOptions, export_model
 from vlm_edge.pipeline.run import NANO, Pipeline
 from vlm_edge.vision.sources import load_image
@@ -31,9 +33,7 @@ FAST = ExportOptions(threads=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Tracing takes seconds, and these tests are about what surrounds it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "trace", exportable.remembering(onnx_export.trace, {}))
+    with exportable.exporting_once():
         yield
 
 
@@ -69,6 +69,7 @@ def page_error(family: str, model: Any, bundle: Bundle, target: str = "cpu") -> 
     )
     prepared = images.prepare(load_image(exportable.PAGE).pixels, images.settings_from(config, file))
     encoder = OnnxEncoder(bundle.path("vision.graph", target=target), target="cpu", threads=1)
+    encoder.check_model(bundle.manifest.model)
     measured = encoder.encode({name: prepared.arrays[name] for name in encoder.inputs})
     arrays = {name: prepared.arrays[name] for name in encoder.inputs}
     if prepared.layout.grid_thw is not None:
@@ -116,7 +117,7 @@ def test_stored_rows_check_the_graph_without_torch(llava: Path):
 
 
 def test_a_second_export_adds_a_target_and_replaces_its_own(copy: Path):
-    model = tiny_vlms.randomized(tiny_vlms.FAMILIES["llava"].model())
+    model = exportable.model_of("llava")
     before = (copy / "out/vision/cpu/model.onnx").read_bytes()
     export_model(copy / "tiny", copy / "out", ExportOptions(target="cuda", dtype="fp16", threads=1))
     bundle = open_bundle(copy / "out")
@@ -135,7 +136,7 @@ def test_a_second_export_adds_a_target_and_replaces_its_own(copy: Path):
 
 
 def test_weights_beside_the_graph_are_listed_and_go_with_it(copy: Path, monkeypatch: pytest.MonkeyPatch):
-    model = tiny_vlms.randomized(tiny_vlms.FAMILIES["llava"].model())
+    model = exportable.model_of("llava")
     with monkeypatch.context() as patch:
         patch.setattr(onnx_export, "EXTERNAL_BYTES", 1000)
         export_model(copy / "tiny", copy / "out", FAST)
@@ -231,12 +232,20 @@ def test_a_bad_checkpoint_is_refused_and_nothing_is_written(damage: Any, message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ExportOptions(components=("llm",)), "--component llm"),
+        (ExportOptions(components=("audio",)), "--component audio"),
+        (ExportOptions(components=()), "--component"),
+        (ExportOptions(components=("vision", "llm")), "one graph"),
         (ExportOptions(components=("vision",)), "one graph"),
         (ExportOptions(target="npu"), "npu"),
         (ExportOptions(dtype="fp8"), "fp8"),
         (ExportOptions(target="cuda", dtype="int8"), "8-bit"),
         (ExportOptions(opset=17), "--opset 17"),
+        (ExportOptions(atol=0.0), "--atol 0"),
+        (ExportOptions(atol=float("nan")), "--atol nan"),
+        (ExportOptions(backend="openvino"), "no backend 'openvino'"),
+        (ExportOptions(backend="tensorrt"), "not built for cpu"),
+        (ExportOptions(target="cuda", emit_script=True), "not built for cuda"),
+        (ExportOptions(revision="main"), "--revision is for models of the hub"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(options: ExportOptions, message: str, llava: Path, tmp_path: Path):
@@ -250,16 +259,9 @@ def test_the_checkpoint_itself_is_no_bundle(llava: Path):
         export_model(llava / "tiny", llava / "tiny" / ".", FAST)
 
 
-def test_a_hub_id_is_told_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="hub") as caught:
-        export_model(Path("llava-hf/llava-1.5-7b-hf"), tmp_path / "out")
-    assert "hf download llava-hf/llava-1.5-7b-hf" in caught.value.remedy
-
-
 def test_a_missing_extra_is_named(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    find = export.importlib.util.find_spec
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    find = tools.importlib.util.find_spec
+    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(MissingDependency, match="onnxscript") as caught:
         export_model(llava / "tiny", tmp_path / "out")
     assert "vlm-edge[cpu,build]" in caught.value.remedy
@@ -275,16 +277,55 @@ def test_a_graph_that_differs_is_not_entered(copy: Path, monkeypatch: pytest.Mon
     assert everything(copy / "out") == before
 
 
-def test_settings_inside_processor_config_do_as_well(copy: Path):
+def test_settings_inside_processor_config_do_as_well(copy: Path, tmp_path: Path):
     inner = json.loads((copy / "tiny/preprocessor_config.json").read_text())
     (copy / "tiny/preprocessor_config.json").unlink()
     (copy / "tiny/processor_config.json").write_text(json.dumps({"image_processor": inner, "processor_class": "X"}))
-    described = export._describe(copy / "tiny")
-    assert described.settings.geometry.view_px == 28
+    bundle = export_model(copy / "tiny", tmp_path / "new", FAST).bundle
+    images, settings = source.bundle_images(bundle)
+    assert settings == images.settings_from(json.loads((copy / "tiny/config.json").read_text()), inner)
+
+
+@pytest.mark.parametrize("atol", [1e-9, 10.0])
+def test_a_largest_difference_is_a_limit_beside_the_others(atol: float, llava: Path, tmp_path: Path):
+    out, options = tmp_path / "out", replace(FAST, atol=atol)
+    if atol < 1:
+        with pytest.raises(CheckFailed, match=r"largest difference .* \(at most 1e-09\)") as caught:
+            export_model(llava / "tiny", out, options)
+        assert "--atol" in caught.value.remedy
+        assert not out.exists()
+        return
+    kept = export_model(llava / "tiny", out, options).bundle.manifest.parity
+    assert [(row.metric, row.limit) for row in kept][2:] == [("max_error", atol)]
+    assert 0 < kept[2].value < 1e-3
+    assert kept[1].limit == parity.LIMITS["fp32"].relative_error
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_a_bundle_without_a_decoder_does_not_run(device: str, llava: Path):
     with pytest.raises(DamagedBundle, match="no decoder") as caught:
         Pipeline.load(llava / "out", device=device)
-    assert "build_bundle" in caught.value.remedy
+    assert "--component llm" in caught.value.remedy
+
+
+def test_a_new_bundle_is_cut_and_limited_by_its_own_preprocessor(tmp_path: Path):
+    with runnable.without_graph():
+        exportable.save("internvl", tmp_path / "tiny")
+        export_model(tmp_path / "tiny", tmp_path / "out", FAST)
+    manifest = open_bundle(tmp_path / "out").manifest
+    assert manifest.model.geometry == TileGeometry(28, (2, 2), min_tiles=1, max_tiles=4)
+    assert (manifest.limits.max_tiles, manifest.limits.max_images > 1, manifest.defaults.tiling) == (4, True, "grid")
+
+
+def test_what_newer_checkpoints_keep_inside_other_files_is_taken_out(tmp_path: Path):
+    tiny, out = tmp_path / "tiny", tmp_path / "out"
+    exportable.save("paligemma", tiny)
+    (tiny / "preprocessor_config.json").unlink()
+    inner = exportable.PREPROCESSORS["paligemma"]
+    (tiny / "processor_config.json").write_text(json.dumps({"image_processor": inner, "processor_class": "any"}))
+    (tiny / "chat_template.json").write_text(json.dumps({"chat_template": "{{ 'x' }}\n"}))
+    with runnable.without_graph():
+        export_model(tiny, out, FAST)
+    bundle = open_bundle(out)
+    assert json.loads(bundle.path("preprocessor_config").read_text()) == inner
+    assert bundle.path("chat_template").read_text() == "{{ 'x' }}\n"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from vlm_edge.core import discover
 from vlm_edge.core.bundle import RunDefaults
 from vlm_edge.core.contracts import PromptBuilder
 from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.pipeline.views import Seen, see
+from vlm_edge.vision.preprocess import global_view
 
 GEOMETRY = TokenGeometry(view_px=16, grid=(2, 2))
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -23,24 +26,37 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 class Encoder:
     """Keeps the views that it is given."""
 
+    inputs = ("pixel_values",)
+
     def __init__(self) -> None:
         self.views: list[np.ndarray] = []
 
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        self.views = list(pixels)
-        return np.ones((len(pixels), 4, 3), np.float32)
+    def encode(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.views = list(arrays["pixel_values"])
+        return np.ones((len(self.views), 4, 3), np.float32)
+
+
+class Views:
+    """Takes pixels as they are, and the whole image squeezed."""
+
+    geometry = GEOMETRY
+
+    def pixels(self, views: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(views).astype(np.float32)
+
+    def prepare(self, image: np.ndarray, *, whole: bool) -> ImageInputs:
+        assert whole
+        return ImageInputs({"pixel_values": self.pixels([global_view(image, 16)])}, (), GEOMETRY.layout((60, 40)))
 
 
 def look(*boxes: tuple[int, int, int, int]) -> Look:
-    return Look.of(AskOptions(tiles=boxes), RunDefaults(), 6)
+    return Look.of(AskOptions(tiles=boxes), RunDefaults(), 6, discover.family("llava"))
 
 
 def seen(chosen: Look) -> tuple[Seen, Sequence[np.ndarray]]:
     encoder = Encoder()
-    prompt = cast(PromptBuilder, SimpleNamespace(pixels=lambda views: np.stack(views).astype(np.float32)))
-    shown = see(
-        PIXELS, source_px=(60, 40), geometry=GEOMETRY, look=chosen, prompt=prompt, encoder=encoder, timings_ms={}
-    )
+    prompt = cast(PromptBuilder, SimpleNamespace(views=Views(), runs=lambda views, _: [np.concatenate(views)]))
+    shown = see(PIXELS, source_px=(60, 40), look=chosen, prompt=prompt, encoder=encoder, timings_ms={}, free_tiles=True)
     return shown, encoder.views
 
 

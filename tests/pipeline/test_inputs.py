@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,5 +125,9 @@ def test_a_bundle_of_a_tower_alone_is_cut_by_the_familys_rules(tmp_path: Path) -
     found = find_model(str(root))
     assert found.subject.geometry == find_model("internvl3-2b").subject.geometry
     assert found.tiles is None
+    told = replace(manifest, model=replace(manifest.model, geometry=found.subject.geometry))
+    for tiling, tiles in (("grid", None), ("none", 0)):
+        write_manifest(root, replace(told, defaults=RunDefaults(tiling=tiling)))
+        assert find_model(str(root)).tiles == tiles
     assert dict(found.subject.stored) == {"vision.weights": 1000, "projector.weights": 0}
     assert "no decoder yet" in found.notes[0]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.memory.phases import PHASES
 from vlm_edge.pipeline import measure as measuring
 from vlm_edge.pipeline.measure import Measured, measure
+from vlm_edge.pipeline.measured_run import fed
 from vlm_edge.pipeline.plan import PlanOptions, make_report
 from vlm_edge.units import MIB
 
@@ -57,3 +61,34 @@ def test_a_run_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(measuring, "NANO", tmp_path / "gone")
     with pytest.raises(CheckFailed, match="gone"):
         measure("nano", report)
+
+
+@dataclass
+class Engine:
+    """Counts positions and keeps what it was given."""
+
+    length: int = 0
+    given: list[tuple[tuple[int, ...], np.ndarray | None]] = field(default_factory=list)
+
+    def forward(self, embeds: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+        self.given.append((embeds.shape, positions))
+        self.length += len(embeds)
+        return np.zeros(9, np.float32)
+
+
+@pytest.mark.parametrize("sections", [(), (2, 3, 3)])
+def test_positions_go_to_decoders_that_count_in_three_parts_and_to_no_other(sections: tuple[int, ...]) -> None:
+    text = TextSpec(
+        hidden=6, layers=1, heads=1, kv_heads=1, head_dim=16, intermediate=8, vocab=9, max_positions=64,
+        mrope_sections=sections,
+    )  # fmt: skip
+    engine = Engine()
+    for tokens in (5, 1):
+        fed(engine, text, tokens, np.random.default_rng(0))  # type: ignore[arg-type]
+    assert [shape for shape, _ in engine.given] == [(5, 6), (1, 6)]
+    if not sections:
+        assert [positions for _, positions in engine.given] == [None, None]
+        return
+    prompt, step = (positions for _, positions in engine.given)
+    assert prompt.dtype == step.dtype == np.int64
+    assert (prompt.tolist(), step.tolist()) == ([[0, 1, 2, 3, 4]] * 3, [[5]] * 3)

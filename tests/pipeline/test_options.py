@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vlm_edge.core import discover
 from vlm_edge.core.bundle import RunDefaults
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.options import REDUCTIONS, TILINGS, AskOptions, Look
 from vlm_edge.tokens.reduce import REDUCERS
 
+LLAVA = discover.family("llava")
 DEFAULTS = RunDefaults(tiling="auto", reduce="threshold", threshold=0.9, keep=0.25)
 
 
@@ -93,12 +95,12 @@ def test_every_reduction_that_may_be_named_exists() -> None:
 
 
 def test_without_choices_a_look_is_the_bundles() -> None:
-    assert Look.of(AskOptions(), DEFAULTS, 6) == Look("auto", 6, "threshold", 1.0, 0.9, 0)
+    assert Look.of(AskOptions(), DEFAULTS, 6, LLAVA) == Look("auto", 6, "threshold", 1.0, 0.9, 0)
 
 
 def test_choices_come_before_defaults() -> None:
     options = AskOptions(tiling="grid", max_tiles=2, reduce="random", keep=0.5, threshold=0.7, seed=3)
-    assert Look.of(options, DEFAULTS, 6) == Look("grid", 2, "random", 0.5, 1.0, 3)
+    assert Look.of(options, DEFAULTS, 6, LLAVA) == Look("grid", 2, "random", 0.5, 1.0, 3)
 
 
 @pytest.mark.parametrize(
@@ -106,24 +108,52 @@ def test_choices_come_before_defaults() -> None:
     [("none", set()), ("threshold", {"threshold"}), ("random", {"keep", "seed"}), ("downsample", {"keep"})],
 )
 def test_numbers_that_a_reduction_does_not_read_make_no_other_look(reduce: str, read: set[str]) -> None:
-    plain = Look.of(AskOptions(reduce=reduce), DEFAULTS, 6)
+    plain = Look.of(AskOptions(reduce=reduce), DEFAULTS, 6, LLAVA)
     changed = {"keep": 0.75, "threshold": 0.5, "seed": 9}
-    looks = {name: Look.of(AskOptions(reduce=reduce, **{name: value}), DEFAULTS, 6) for name, value in changed.items()}
+    looks = {
+        name: Look.of(AskOptions(reduce=reduce, **{name: value}), DEFAULTS, 6, LLAVA) for name, value in changed.items()
+    }
     assert {name for name, look in looks.items() if look != plain} == read
 
 
 def test_zero_tiles_are_a_choice_and_not_the_default() -> None:
-    assert Look.of(AskOptions(max_tiles=0), DEFAULTS, 6).max_tiles == 0
+    assert Look.of(AskOptions(max_tiles=0), DEFAULTS, 6, LLAVA).max_tiles == 0
 
 
 def test_without_tiling_there_are_no_tiles() -> None:
-    assert Look.of(AskOptions(tiling="none"), DEFAULTS, 6).max_tiles == 0
-    assert Look.of(AskOptions(), RunDefaults(tiling="none"), 6).max_tiles == 0
+    assert Look.of(AskOptions(tiling="none"), DEFAULTS, 6, LLAVA).max_tiles == 0
+    assert Look.of(AskOptions(), RunDefaults(tiling="none"), 6, LLAVA).max_tiles == 0
 
 
 @pytest.mark.parametrize("tiling", TILINGS)
 def test_more_tiles_than_planned_for_are_refused(tiling: str) -> None:
-    assert Look.of(AskOptions(tiling=tiling, max_tiles=6), DEFAULTS, 6).max_tiles in (0, 6)
+    assert Look.of(AskOptions(tiling=tiling, max_tiles=6), DEFAULTS, 6, LLAVA).max_tiles in (0, 6, LLAVA)
     with pytest.raises(BadInput, match="exceeds this bundle's limit") as caught:
-        Look.of(AskOptions(tiling=tiling, max_tiles=7), DEFAULTS, 6)
+        Look.of(AskOptions(tiling=tiling, max_tiles=7), DEFAULTS, 6, LLAVA)
     assert "6" in caught.value.remedy
+
+
+INTERNVL, QWEN = discover.family("internvl"), discover.family("qwen2_vl")
+OWN = RunDefaults(tiling="grid")
+
+
+def test_a_family_with_rules_of_its_own_has_grid_and_none() -> None:
+    assert Look.of(AskOptions(), OWN, 12, INTERNVL) == Look("grid", 12, "none", 1.0, 1.0, 0)
+    assert Look.of(AskOptions(tiling="none"), OWN, 12, INTERNVL).whole
+    assert Look.of(AskOptions(max_tiles=0), OWN, 12, INTERNVL).whole
+    assert not Look.of(AskOptions(), OWN, 0, QWEN).whole
+
+
+@pytest.mark.parametrize("options", [{"tiling": "auto"}, {"tiles": ((0, 0, 9, 9),)}])
+def test_and_no_tiles_elsewhere(options: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=r"rules of its own|rules of their own") as caught:
+        Look.of(AskOptions(**options), OWN, 12, INTERNVL)
+    assert "--tiling grid" in caught.value.remedy
+
+
+@pytest.mark.parametrize("reduce", ["threshold", "random", "downsample"])
+def test_visual_tokens_that_form_a_grid_in_the_prompt_stay_as_they_are(reduce: str) -> None:
+    with pytest.raises(BadInput, match=reduce) as caught:
+        Look.of(AskOptions(reduce=reduce), OWN, 12, QWEN)
+    assert "--reduce none" in caught.value.remedy
+    assert Look.of(AskOptions(reduce=reduce), OWN, 12, INTERNVL).reduce == reduce

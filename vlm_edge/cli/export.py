@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson
+from vlm_edge.cli.options import AsJson, Offline, Revision
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
@@ -23,6 +23,12 @@ def _targets() -> list[str]:
     return list(TARGETS)
 
 
+def _backends() -> list[str]:
+    from vlm_edge.pipeline.export import BACKENDS
+
+    return list(BACKENDS)
+
+
 def _dtypes() -> list[str]:
     from vlm_edge.backends.onnx.export import DTYPES
 
@@ -30,35 +36,64 @@ def _dtypes() -> list[str]:
 
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Checkpoint folder: config.json, preprocessor_config.json, safetensors.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Checkpoint folder (config.json, preprocessor_config.json, safetensors) or hub id."
+    ),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
-Component = Annotated[str, typer.Option(help="vision,projector: they become one graph.")]
-Target = Annotated[str, typer.Option(help="cpu, cuda or tensorrt.", autocompletion=_targets)]
+Component = Annotated[str, typer.Option(help="vision,projector (they become one graph), llm.")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda or tensorrt; default: cpu, for engines tensorrt.", show_default=False, autocompletion=_targets
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(help="onnx; or tensorrt, which builds this machine's engine as well.", autocompletion=_backends),
+]
+EmitScript = Annotated[
+    bool, typer.Option("--emit-script", help="Write the engine's build as a trtexec script; needs no TensorRT.")
+]
 Dtype = Annotated[str, typer.Option(help="fp32, fp16 or int8 (int8 for cpu only).", autocompletion=_dtypes)]
 Opset = Annotated[int, typer.Option(help="ONNX operator set.")]
+Atol = Annotated[
+    float | None,
+    typer.Option(help="Largest difference of one value, beside the dtype's own limits.", show_default=False),
+]
 
 
 def export(
     model: Model,
     out: Out,
     component: Component = "vision,projector",
-    target: Target = "cpu",
+    target: Target = None,
+    backend: Backend = "onnx",
+    emit_script: EmitScript = False,
     dtype: Dtype = "fp32",
     opset: Opset = 20,
+    atol: Atol = None,
+    revision: Revision = "",
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint's vision tower and projector to ONNX and compare the graph with torch.
+    """Export a checkpoint's vision tower and projector, or its decoder, to ONNX and compare the graph with torch.
 
-    Nothing enters OUT, and the exit code is 1, when the graph differs from torch on pages and noise. A bundle keeps one
-    graph for each target; exporting again replaces it.
+    A graph that differs from torch does not enter OUT, and the exit code is 1. A bundle keeps one graph of each kind for each
+    target; exporting again replaces it. The decoder (--component llm) comes in fp32 or fp16. With the bundle as both MODEL
+    and OUT, --backend tensorrt builds an engine from the graph that it holds.
 
     Example: vlm-edge export llava-1.5-7b-hf/ out/ --dtype int8
     """
     from vlm_edge.pipeline.export import ExportOptions, export_model
 
     parts = tuple(part.strip() for part in component.split(","))
-    options = ExportOptions(components=parts, target=target, dtype=dtype, opset=opset)
+    wanted = target or ("tensorrt" if emit_script or backend == "tensorrt" else "cpu")
+    options = ExportOptions(
+        components=parts, target=wanted, dtype=dtype, opset=opset, atol=atol, revision=revision, offline=offline,
+        bars=not render.VERBOSITY.quiet, backend=backend, emit_script=emit_script,
+    )  # fmt: skip
     done = export_model(model, out, options, on_step=render.note)
     if as_json:
         render.emit_json(_to_json(done))
@@ -76,6 +111,8 @@ def _to_json(done: Exported) -> dict[str, object]:
         "target": done.options.target,
         "dtype": done.options.dtype,
         "opset": done.options.opset,
+        "backend": done.options.backend,
+        "source": dict(done.bundle.manifest.source),
         "artifacts": [to_plain(artifact) for artifact in done.artifacts],
         "parity": [to_plain(row) for row in done.parity],
         "scheme": done.scheme,

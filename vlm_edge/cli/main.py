@@ -20,6 +20,7 @@ from vlm_edge.cli.plan import plan
 from vlm_edge.cli.run import run
 from vlm_edge.cli.start import main
 from vlm_edge.cli.usage import PlainUsage
+from vlm_edge.cli.verify import verify
 from vlm_edge.errors import VlmEdgeError
 
 __all__ = ["app", "execute", "main"]  # `main` for scripts of installations that are older than cli/start.py
@@ -65,6 +66,7 @@ app.command("run", cls=PlainUsage)(run)
 app.command("plan", cls=PlainUsage)(plan)
 app.command("eval", cls=PlainUsage)(evaluate)
 app.command("export", cls=PlainUsage)(export)
+app.command("verify", cls=PlainUsage)(verify)
 app.command("info", cls=PlainUsage)(info)
 app.command("doctor", cls=PlainUsage)(doctor)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 
 
 def _tilings() -> list[str]:
@@ -28,7 +28,9 @@ def _devices() -> list[str]:
 Tiling = Annotated[
     str | None,
     typer.Option(
-        help="auto (salient tiles), grid, or none (global view only).", show_default=False, autocompletion=_tilings
+        help="auto (salient tiles), grid (even tiles, or the model's own), or none (the whole image in one view).",
+        show_default=False,
+        autocompletion=_tilings,
     ),
 ]
 MaxTiles = Annotated[int | None, typer.Option(help="Full-resolution tiles beside the global view.", show_default=False)]
@@ -46,7 +48,12 @@ Threshold = Annotated[
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Of sampling and of random reduction.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=_devices)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, or tensorrt (the vision encoder; the decoder on cuda).", autocompletion=_devices
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per real core.", show_default=False)]
 MaxPixels = Annotated[
     int | None, typer.Option(help="Largest image, in pixels; default 400 million.", show_default=False)
@@ -56,4 +63,6 @@ Budget = Annotated[
     typer.Option(help="Memory that may be used, such as 8GiB; default: what is free now.", show_default=False),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a model of the hub.", show_default=False)]
+Offline = Annotated[bool, typer.Option("--offline", help="No network: only models that were downloaded before.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

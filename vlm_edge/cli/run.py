@@ -99,7 +99,10 @@ def run(
     fitted = preflight(opened, images, options, budget)
     options = fitted.options
     if fitted.asked_tiles is not None:
-        render.note(f"{fitted.asked_tiles} tiles do not fit the budget: at most {options.max_tiles} are shown")
+        shown = (
+            f"at most {options.max_tiles} are shown" if options.max_tiles else "the whole image is shown in one view"
+        )
+        render.note(f"{fitted.asked_tiles} tiles do not fit the budget: {shown}")
     pipeline = Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify)
     answer = pipeline.ask(images, question, options, on_text=None if as_json else render.emit)
     if as_json:

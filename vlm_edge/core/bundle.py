@@ -129,19 +129,35 @@ def open_bundle(root: Path) -> Bundle:
 
     Raises DamagedBundle.
     """
+    manifest = read_manifest(root)
+    try:
+        check_seal(root, manifest)
+        for artifact in manifest.artifacts:
+            check_file(root, artifact)
+    except OSError as cause:
+        raise DamagedBundle(f"bundle {root} cannot be read: {cause}", remedy=_READABLE) from cause
+    return Bundle(root, manifest)
+
+
+def read_manifest(root: Path) -> Manifest:
+    """What manifest.json says, its schema and fields checked and nothing else: `check_seal` and `check_file` do the rest.
+
+    Raises DamagedBundle.
+    """
     try:
         _check_folder(root)
         path = root / MANIFEST
         _check_schema(path)
-        manifest = load_file(path, Manifest, error=DamagedBundle)
-        if manifest.self_sha256 != manifest.digest():
-            raise DamagedBundle(f"{path} was changed after it was written", remedy=_REBUILD)
-        check_manifest(manifest)
-        for artifact in manifest.artifacts:
-            _check_file(root, artifact)
+        return load_file(path, Manifest, error=DamagedBundle)
     except OSError as cause:
         raise DamagedBundle(f"bundle {root} cannot be read: {cause}", remedy=_READABLE) from cause
-    return Bundle(root, manifest)
+
+
+def check_seal(root: Path, manifest: Manifest) -> None:
+    """Raise DamagedBundle unless a manifest has the hash that it carries, and numbers that can be."""
+    if manifest.self_sha256 != manifest.digest():
+        raise DamagedBundle(f"{root / MANIFEST} was changed after it was written", remedy=_REBUILD)
+    check_manifest(manifest)
 
 
 def _check_folder(root: Path) -> None:
@@ -166,7 +182,8 @@ def _check_schema(path: Path) -> None:
         )
 
 
-def _check_file(root: Path, artifact: ArtifactRef) -> None:
+def check_file(root: Path, artifact: ArtifactRef) -> None:
+    """Raise DamagedBundle unless a file is there, inside the bundle, with its size; its hash is not looked at."""
     relative, name = PurePosixPath(artifact.path), _shown(artifact.path)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts or {"\\", "\0"} & {*artifact.path}:
         raise DamagedBundle(f"manifest names a path outside the bundle: {name!r}", remedy=_DISTRUST)
@@ -220,9 +237,14 @@ def _stamp(bundle: Bundle) -> str:
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
-def _cache_file() -> Path:
+def cache_folder() -> Path:
+    """Where this user's machine remembers what can be found out again; RuntimeError for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "vlm-edge" / "verified"
+    return Path(base) / "vlm-edge"
+
+
+def _cache_file() -> Path:
+    return cache_folder() / "verified"
 
 
 def _remembered() -> set[str]:

@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlm_edge.core.bundle import MANIFEST, ArtifactRef, Bundle, Manifest, open_bundle, reference, write_manifest
+from vlm_edge.core.bundle import (
+    MANIFEST,
+    ArtifactRef,
+    Bundle,
+    Manifest,
+    hash_file,
+    open_bundle,
+    reference,
+    write_manifest,
+)
 from vlm_edge.core.manifest_checks import check_manifest
 from vlm_edge.errors import BadInput, DamagedBundle
 
@@ -129,7 +138,7 @@ def publish(out: Path, stage: Path, files: Sequence[Staged], manifest: Manifest,
     )
     checked(final)
     before = {artifact.path: artifact for artifact in old.artifacts} if old else {}
-    moved = [artifact for artifact in new if before.get(artifact.path) != artifact]
+    moved = [artifact for artifact in new if before.get(artifact.path) != artifact or not _is_whole(out, artifact)]
     listed = {artifact.path for artifact in final.artifacts}
     dropped = [path for path in before if path not in listed]
     touched = {artifact.path for artifact in moved}.intersection(before).union(dropped)
@@ -141,6 +150,11 @@ def publish(out: Path, stage: Path, files: Sequence[Staged], manifest: Manifest,
         (out / artifact.path).parent.mkdir(parents=True, exist_ok=True)
         (stage / artifact.path).replace(out / artifact.path)
     return write_manifest(out, final)
+
+
+def _is_whole(out: Path, artifact: ArtifactRef) -> bool:
+    """Whether a file is still what it was: whoever exports again because a file was damaged gets it mended."""
+    return hash_file(out / artifact.path) == artifact.sha256
 
 
 def _by_path(artifacts: Sequence[ArtifactRef]) -> tuple[ArtifactRef, ...]:

@@ -31,7 +31,12 @@ class ChatTemplate:
         except Exception as cause:  # a template can make Jinja2 and Python's compiler raise almost anything
             why = f"the chat template does not compile: {cause}"
             raise DamagedBundle(why, remedy="build the bundle again") from cause
-        self._constants = {name: _text(tokenizer_config.get(name)) for name in ("bos_token", "eos_token")}
+        self._constants = _constants(tokenizer_config)
+
+    @property
+    def first_token(self) -> str:
+        """The token that begins a text, as the tokenizer's configuration names it; empty where there is none."""
+        return self._constants["bos_token"]
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt's text, ready for the answer to begin."""
@@ -52,6 +57,18 @@ class ChatTemplate:
         if _SURROGATES.search(text):
             raise DamagedBundle("the chat template made half a character", remedy=_DISTRUST)
         return text
+
+
+def _constants(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by the names under which templates know them; the first and the last token are empty where there is none."""
+    extra = tokenizer_config.get("extra_special_tokens")
+    named = {**tokenizer_config, **(extra if isinstance(extra, Mapping) else {})}
+    tokens = {
+        name: _text(token)
+        for name, token in named.items()
+        if name.endswith("_token") and isinstance(token, str | Mapping)
+    }
+    return {"bos_token": "", "eos_token": "", **tokens}
 
 
 def _text(token: Any) -> str:

@@ -82,8 +82,7 @@ def open_checkpoint(root: Path) -> Checkpoint:
     has_weights = _is_file(root / SINGLE) or _is_file(root / INDEX)
     if not has_weights:
         _refuse_foreign(root)
-    config = _read_object(root, CONFIG)
-    _refuse_remote_code(root, config)
+    config = read_config(root)
     if not has_weights:
         raise BadInput(f"checkpoint {root} has no weights", remedy=f"download {SINGLE}, or {INDEX} and its shards")
     # The order in which transformers looks for them.
@@ -91,6 +90,18 @@ def open_checkpoint(root: Path) -> Checkpoint:
     if not tensors:
         raise BadInput(f"checkpoint {root} has weights without a tensor", remedy=AGAIN)
     return Checkpoint(root, MappingProxyType(config), MappingProxyType(tensors))
+
+
+def read_config(root: Path) -> dict[str, Any]:
+    """config.json alone; raises BadInput where it is missing or damaged, or asks for Python code of its own."""
+    config = _read_object(root, CONFIG)
+    _refuse_remote_code(root, config)
+    return config
+
+
+def shard_names(root: Path) -> list[str]:
+    """The files that the index lists, ordered; raises BadInput for an index that is damaged or leaves the folder."""
+    return sorted(set(_weight_map(root).values()))
 
 
 def _is_file(path: Path) -> bool:
@@ -135,12 +146,8 @@ def _refuse_remote_code(root: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read_sharded(root: Path) -> dict[str, TensorRef]:
-    weight_map = _read_object(root, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise BadInput(f"{root / INDEX} has no weight_map from tensors to files", remedy=AGAIN)
-    files: list[str] = sorted(set(weight_map.values()))
-    for file in files:
-        _check_name(root, file)
+    weight_map = _weight_map(root)
+    files = sorted(set(weight_map.values()))
     if missing := [file for file in files if not _is_file(root / file)]:
         raise BadInput(f"checkpoint {root} lacks {listed(missing, 'shard')}", remedy="download what is missing")
     headers = {file: read_header(root / file) for file in files}
@@ -150,6 +157,15 @@ def _read_sharded(root: Path) -> dict[str, TensorRef]:
             f"{INDEX} of {root} promises {listed(astray, 'tensor')} that the shard ({shown(file)}) lacks", remedy=AGAIN
         )
     return {name: headers[file][name] for name, file in weight_map.items()}
+
+
+def _weight_map(root: Path) -> dict[str, str]:
+    weight_map = _read_object(root, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise BadInput(f"{root / INDEX} has no weight_map from tensors to files", remedy=AGAIN)
+    for file in sorted(set(weight_map.values())):
+        _check_name(root, file)
+    return weight_map
 
 
 def _check_name(root: Path, file: str) -> None:

@@ -11,29 +11,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.core.bundle import Bundle
+from vlm_edge.core.geometry import ImageLayout, TokenGeometry
+from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.core.specs import ModelSpec, TextSpec
 
 Floats = NDArray[np.float32]
+Positions = NDArray[np.int64]
+Span = tuple[int, ImageLayout | None]
+"""Tokens that follow each other, and the image that they show; None for text."""
 MergeSite = Literal["before_projector", "after_projector"]
 
 
 class EncoderRunner(Protocol):
     """Runs vision tower and projector."""
 
-    def encode(self, pixels: Floats) -> Floats:
-        """Pixels [B, 3, S, S] -> visual embeddings [B, P, Dl]."""
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of the arrays that `encode` needs."""
+        ...
+
+    def encode(self, pixels: Floats | Mapping[str, NDArray[Any]]) -> Floats:
+        """The arrays by name, or the only one -> visual embeddings [V, P, Dl] of views, or [rows, Dl] of packed patches."""
         ...
 
 
 class LlmEngine(Protocol):
     """A decoder with one sequence in its KV cache."""
 
-    def forward(self, embeds: Floats) -> Floats:
-        """Append [L, D] to the cache and return the last position's logits [V]. One call serves prefill and decode."""
+    def forward(self, embeds: Floats, positions: Positions | None = None) -> Floats:
+        """Append [L, D] to the cache and return the last position's logits [V]. One call serves prefill and decode.
+
+        embeds: as the first layer reads them. What a model does between its table and that layer is the caller's part:
+        Gemma's rows of text are multiplied by sqrt(D), its visual tokens are not.
+        positions: [3, L], time, row and column of each; given exactly when `text.mrope_sections` is not empty.
+        A decoder with `text.bidirectional_prefix` takes its whole prompt in one call at length 0, then single tokens.
+        """
         ...
 
     def rewind(self, length: int) -> None:
-        """Forget everything after the first `length` positions."""
+        """Forget everything after the first `length` positions.
+
+        A bidirectional prompt is forgotten whole or not at all: each of its positions has seen all of it.
+        """
         ...
 
     @property
@@ -42,36 +61,61 @@ class LlmEngine(Protocol):
         ...
 
 
-class TextDecoder(Protocol):
-    """Token ids back to text."""
+class TextCodec(Protocol):
+    """Token ids to input embeddings and back to text."""
 
     eos_ids: frozenset[int]
+
+    def embed(self, tokens: Sequence[int]) -> Floats:
+        """Input embeddings [len(tokens), D], as the decoder takes them."""
+        ...
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, control tokens left out."""
         ...
 
 
-class PromptBuilder(Protocol):
-    """A family's way from views and text to the decoder's input."""
+class ViewMaker(Protocol):
+    """A family's preprocessing, with the settings of one bundle."""
 
-    text: TextDecoder
-    image_id: int
-    """The placeholder's id in what `tokens` returns."""
+    geometry: TokenGeometry
 
-    def pixels(self, views: Sequence[NDArray[np.uint8]]) -> Floats:
-        """Views uint8 [S, S, 3] each -> normalised pixels [V, 3, S, S]."""
+    def prepare(self, image: NDArray[np.uint8], *, whole: bool = False) -> ImageInputs:
+        """uint8 [H, W, 3] -> the encoder's arrays by the family's own rules; whole: in one view, without tiles."""
         ...
 
-    def tokens(self, question: str, *, images: int) -> tuple[int, ...]:
-        """The chat template filled in and tokenized; an image stands as one placeholder id.
+    def pixels(self, views: Sequence[NDArray[np.uint8]]) -> Floats:
+        """Views uint8 [S, S, 3] each -> normalised pixels [V, 3, S, S], for families whose tiles may lie anywhere."""
+        ...
+
+
+class PromptBuilder(Protocol):
+    """A family's way from views and text to the decoder's input.
+
+    An image stands in a prompt as one or more runs of embeddings, with text between them where the family has markers.
+    """
+
+    views: ViewMaker
+    text: TextCodec
+    image_id: int
+    """The placeholder's id in what `tokens` returns; it stands for one run."""
+
+    def tokens(self, question: str, images: Sequence[ImageLayout]) -> tuple[int, ...]:
+        """The chat template filled in and tokenized, with a placeholder for each run of each image.
 
         Raises BadInput when the question is empty or holds a control token.
         """
         ...
 
-    def splice(self, tokens: Sequence[int], images: Sequence[Sequence[Floats]]) -> Floats:
-        """Replace each placeholder by its image's views, [T, Dl] each: -> input embeddings [L, Dl]."""
+    def runs(self, views: Sequence[Floats], image: ImageLayout) -> list[Floats]:
+        """An image's features by view, [T, D] each -> the embeddings [T, D] of each of its runs."""
+        ...
+
+    def positions(self, spans: Sequence[Span]) -> Positions | None:
+        """Positions int64 [3, L] of a prompt's spans, where the decoder needs them.
+
+        Those of a span depend on the spans before it alone.
+        """
         ...
 
 
@@ -83,6 +127,8 @@ class VlmFamily:
     that can be planned and not run.
     merge_sites: where a reduction of visual tokens keeps their meaning.
     model_types: the `model_type` values of config.json that are this family.
+    free_tiles: whether tiles may lie anywhere on the image; otherwise a family cuts its images by its own rules alone.
+    reducible: whether views may have any number of tokens; false where their order makes a grid in the prompt.
     """
 
     name: str
@@ -90,6 +136,8 @@ class VlmFamily:
     prompt: Callable[[Bundle], PromptBuilder] | None
     merge_sites: frozenset[MergeSite]
     model_types: tuple[str, ...] = ()
+    free_tiles: bool = False
+    reducible: bool = False
 
 
 @dataclass(frozen=True)

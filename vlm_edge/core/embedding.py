@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.errors import DamagedBundle
 
-_TYPES = {"F16": np.float16, "F32": np.float32}
+_TYPES = {"F16": np.float16, "F32": np.float32, "BF16": np.uint16}
+"""How rows lie in the file. NumPy has no bf16: its bits are the upper half of a float32's."""
 _MAX_HEADER_BYTES = 1 << 20
 
 
@@ -24,7 +26,7 @@ class EmbeddingTable:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._rows = _map(path)
+            self._rows, self._is_bf16 = _map(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as cause:
             remedy = "build the bundle again"
             raise DamagedBundle(f"{path.name} is no embedding table: {cause}", remedy=remedy) from cause
@@ -42,10 +44,11 @@ class EmbeddingTable:
                 f"the tokenizer gives tokens up to {wanted.max()}, the embedding table has {len(self._rows)} rows",
                 remedy="build the bundle again",
             )
-        return np.asarray(self._rows[wanted], np.float32)
+        rows = self._rows[wanted]
+        return (rows.astype(np.uint32) << 16).view(np.float32) if self._is_bf16 else np.asarray(rows, np.float32)
 
 
-def _map(path: Path) -> NDArray[np.floating]:
+def _map(path: Path) -> tuple[NDArray[Any], bool]:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= _MAX_HEADER_BYTES:
@@ -59,4 +62,4 @@ def _map(path: Path) -> NDArray[np.floating]:
         raise ValueError("sizes do not agree")
     if path.stat().st_size != 8 + length + last:
         raise ValueError("the file is cut short or too long")
-    return np.memmap(path, kind, "r", 8 + length, (rows, width))
+    return np.memmap(path, kind, "r", 8 + length, (rows, width)), entry["dtype"] == "BF16"

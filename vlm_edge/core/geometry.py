@@ -8,8 +8,8 @@ Sizes are (width, height) in px throughout.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from vlm_edge.errors import BadInput
 
@@ -55,12 +55,23 @@ class TokenGeometry:
     view_px: int
     grid: tuple[int, int]
     separator_tokens: int = 0
+    fixed_views: ClassVar[bool] = True
+    """Whether every view is a square of view_px; otherwise it keeps the image's proportions, nearly at its size."""
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     @property
     def tokens_per_view(self) -> int:
         """Visual tokens of one view before any reduction."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles beside the whole view that the family's own rules may cut from one image."""
+        return 0
+
+    def whole(self) -> Self:
+        """The geometry that shows an image in one view."""
+        return self
 
     def layout(self, image_px: Size) -> ImageLayout:
         """One view, whatever the image; raises BadInput for an image without pixels."""
@@ -79,9 +90,21 @@ class AnyResGeometry(TokenGeometry):
 
     pinpoints: tuple[Size, ...]
 
+    @property
+    def most_tiles(self) -> int:
+        """Those of the largest pinpoint."""
+        return max((width * height // self.view_px**2 for width, height in self.pinpoints), default=0)
+
+    def whole(self) -> Self:
+        """No pinpoint: the view of the whole image, and one newline."""
+        return replace(self, pinpoints=())
+
     def layout(self, image_px: Size) -> ImageLayout:
         """Example: 672 x 672 px with 24 x 24 tokens a view -> 576 + 48 * 48 + 48 = 2928."""
         width, height = require_pixels(image_px)
+        if not self.pinpoints:
+            side = self.view_px
+            return ImageLayout((side, side), (0, 0, side, side), 1, self.tokens_per_view + 1)
         canvas = self._best_pinpoint(width, height)
         fitted = _fit_inside(image_px, canvas)
         x0, y0 = ((outer - inner) // 2 for outer, inner in zip(canvas, fitted, strict=True))
@@ -128,6 +151,15 @@ class TileGeometry(TokenGeometry):
     max_tiles: int
     marker_tokens: int = 2
 
+    @property
+    def most_tiles(self) -> int:
+        """One tile alone is the whole image."""
+        return self.max_tiles if self.max_tiles > 1 else 0
+
+    def whole(self) -> Self:
+        """One tile, which needs no thumbnail."""
+        return replace(self, min_tiles=1, max_tiles=1)
+
     def layout(self, image_px: Size) -> ImageLayout:
         """Example: 896 x 448 px at 448 px a view -> 2 tiles and a thumbnail, 3 * 256 tokens."""
         cols, rows = self._arrangement(*require_pixels(image_px))
@@ -165,6 +197,16 @@ class SplitGeometry(TokenGeometry):
     blank_line_tokens: int = 0
     whole_marker_tokens: int = 3
 
+    @property
+    def most_tiles(self) -> int:
+        """A square of the longest edge, cut into views."""
+        side = math.ceil(min(self.longest_px, IDEFICS3_MAX_PX) / self.view_px)
+        return side * side if self.split and side > 1 else 0
+
+    def whole(self) -> Self:
+        """Not split."""
+        return replace(self, split=False)
+
     def resized_px(self, image_px: Size) -> Size:
         """Size after the first of two resizes: the longest edge is longest_px, the other one even."""
         width, height = require_pixels(image_px)
@@ -190,15 +232,9 @@ class SplitGeometry(TokenGeometry):
             return ImageLayout(canvas, (0, 0, *canvas), 1, self.tokens_per_view, self.whole_marker_tokens)
         views = rows * cols + 1
         markers = rows * (cols * self.tile_marker_tokens + self.row_end_tokens) + self.blank_line_tokens
-        return ImageLayout(
-            canvas_px=canvas,
-            content=(0, 0, *canvas),
-            views=views,
-            visual_tokens=views * self.tokens_per_view,
-            marker_tokens=markers + self.whole_marker_tokens,
-            rows=rows,
-            cols=cols,
-        )
+        markers += self.whole_marker_tokens
+        content = (0, 0, *canvas)
+        return ImageLayout(canvas, content, views, views * self.tokens_per_view, markers, rows=rows, cols=cols)
 
     def _canvas(self, width: int, height: int) -> Size:
         """Both edges up to a multiple of view_px, the longer one first, since the other is scaled along with it."""
@@ -220,6 +256,16 @@ class QuarterGeometry(TokenGeometry):
     shortest_px: int
     longest_px: int
     split: bool = False
+    fixed_views: ClassVar[bool] = False
+
+    @property
+    def most_tiles(self) -> int:
+        """Four quarters."""
+        return 4 if self.split else 0
+
+    def whole(self) -> Self:
+        """Not split."""
+        return replace(self, split=False)
 
     def parts(self, image_px: Size) -> tuple[Box, ...]:
         """Boxes of the views in source px; raises BadInput where there is nothing to quarter."""
@@ -263,6 +309,7 @@ class PatchGeometry(TokenGeometry):
     merge: int
     min_pixels: int
     max_pixels: int
+    fixed_views: ClassVar[bool] = False
 
     def layout(self, image_px: Size) -> ImageLayout:
         """Example: 1344 x 896 px at 28 px a token -> 32 * 48 = 1536.  Raises BadInput beyond 200:1."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
+from dataclasses import fields
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ from vlm_edge.errors import DamagedBundle
 
 if TYPE_CHECKING:
     from vlm_edge.core.bundle import Manifest
+    from vlm_edge.core.geometry import Geometry
 
 TILINGS = ("auto", "grid", "none")
 REDUCTIONS = ("none", "threshold", "random", "downsample")
@@ -36,6 +40,13 @@ _RANGES: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
     ("defaults", ("threshold", "keep"), 1e-12, 1),
     ("defaults", ("max_new_tokens",), 1, _MOST),
 )
+_OWN_RULES: Mapping[str, tuple[float, float]] = {
+    "pinpoints": (16, 1 << 16), "min_tiles": (1, 1024), "max_tiles": (1, 1024), "longest_px": (1, 1 << 16),
+    "shortest_px": (1, 1 << 16), "patch_px": (1, 1 << 13), "merge": (1, 64), "min_pixels": (1, 1 << 28),
+    "max_pixels": (1, 1 << 28), "marker_tokens": (0, 4096), "tile_marker_tokens": (0, 4096),
+    "row_end_tokens": (0, 4096), "blank_line_tokens": (-4096, 4096), "whole_marker_tokens": (0, 4096),
+}  # fmt: skip
+"""Ranges of what a family's geometry has beside the fields of all: as wide as the readers of checkpoints allow."""
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -49,6 +60,7 @@ def check_manifest(manifest: Manifest) -> None:
     for name, allowed in _NAMES.items():
         if (value := attrgetter(name)(manifest)) not in allowed:
             raise _refusal(f"{name} is {reprlib.repr(value)}, not one of {', '.join(allowed)}")
+    _check_own_rules(manifest.model.geometry)
     vision, text, limits = manifest.model.vision, manifest.model.text, manifest.limits
     if vision.patch_px > vision.image_px:
         raise _refusal(f"model.vision.patch_px is {vision.patch_px}, more than image_px, {vision.image_px}")
@@ -63,6 +75,22 @@ def check_manifest(manifest: Manifest) -> None:
     if manifest.defaults.max_new_tokens >= limits.max_model_len:
         tokens = manifest.defaults.max_new_tokens
         raise _refusal(f"defaults.max_new_tokens is {tokens}, which leaves nothing of {limits.max_model_len} positions")
+
+
+def _check_own_rules(geometry: Geometry) -> None:
+    for field in fields(geometry):
+        least, most = _OWN_RULES.get(field.name, (None, None))
+        value = getattr(geometry, field.name)
+        numbers = [*chain(*value)] if field.name == "pinpoints" else [value]
+        if least is None or most is None or (len(numbers) <= 2048 and all(least <= each <= most for each in numbers)):
+            continue
+        raise _refusal(f"model.geometry.{field.name} is {reprlib.repr(value)}, not within {least} to {most}")
+    sides = chain(*getattr(geometry, "pinpoints", ()))
+    if uneven := [side for side in sides if side % geometry.view_px]:
+        raise _refusal(f"model.geometry.pinpoints has {uneven[0]}, no multiple of views of {geometry.view_px} px")
+    for low, high in (("min_tiles", "max_tiles"), ("shortest_px", "longest_px"), ("min_pixels", "max_pixels")):
+        if getattr(geometry, low, 0) > getattr(geometry, high, _MOST):
+            raise _refusal(f"model.geometry.{low} is {getattr(geometry, low)}, more than {high}")
 
 
 def _refusal(what: str) -> DamagedBundle:

@@ -148,14 +148,18 @@ def _decoder(subject: Subject, request: Request, visual: Visual, apart: Place) -
     held = ("prefill", "decode") if request.release_tower or lazy else _LATER
     own = text.layers - len(text.cross_attention_layers)
     read = "the whole prompt at once" if whole else f"chunks of {chunk} positions"
+    prefill = formulas.prefill_activation_bytes(text, tokens=chunk, elem_bytes=elem, lean=request.lean)
+    if not request.lean and (
+        scores := formulas.prefix_score_bytes(text, tokens=chunk, positions=request.context, elem_bytes=elem)
+    ):
+        prefill, read = prefill + scores, f"{read}, scores {format_bytes(scores)}"
     return [
         PlanItem("kv_cache", cache, held,
                  f"2 x {own} layers x {text.kv_heads} heads x {text.head_dim} x {request.context} positions"
                  + (f" x {batch}" if batch > 1 else ""), "exact", request.kv_cache),
         PlanItem("kv_cache.cross", cross, ("prefill", "decode"), f"{visual.cross} visual tokens", "exact",
                  request.kv_cache),
-        PlanItem("prefill.activations", formulas.prefill_activation_bytes(text, tokens=chunk, elem_bytes=elem, lean=request.lean),
-                 _kept(request, "prefill", apart), read, "bound", dtype),
+        PlanItem("prefill.activations", prefill, _kept(request, "prefill", apart), read, "bound", dtype),
         PlanItem("logits", 4 * text.vocab * batch, ("prefill", "decode"), "the last position's", "exact", "fp32"),
         PlanItem("decode.buffers", formulas.decode_buffer_bytes(text, batch=batch, elem_bytes=elem), ("decode",),
                  "one position and sampling", "bound", dtype),

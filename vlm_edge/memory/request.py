@@ -9,7 +9,6 @@ from vlm_edge.core.geometry import (
     Geometry,
     ImageLayout,
     PatchGeometry,
-    QuarterGeometry,
     Size,
     visual_token_count,
 )
@@ -55,7 +54,8 @@ class Request:
     """What is wanted. Sizes are per process: `batch` sequences, each with `images` images.
 
     image_px: (width, height) of each image; what decoding it costs, and how the family cuts it.
-    tiles: full-resolution tiles beside a global view; None: the family's own way of cutting.
+    tiles: full-resolution tiles beside a global view; 0: the whole image in one view, as the family shows it; None: the
+    family's own way of cutting.
     keep: share of each view's visual tokens that a reduction leaves.
     context: positions of the KV cache, for prompt and answer.  prefill_chunk: positions in one call; 0: the whole prompt.
     fused_vision: the tower's attention never holds a matrix of scores.  release_tower: tower and decoder take turns.
@@ -148,9 +148,10 @@ def visual_of(subject: Subject, request: Request) -> Visual:
         tokens = vision.joint_views * kept_tokens(geometry.tokens_per_view, request.keep)
         seen, area = vision.joint_views, geometry.view_px**2
         return Visual(images * seen, seen, vision.patches, area, False, images * tokens, images, images * tokens)
-    if request.tiles is not None:
+    if request.tiles:
         return visual_of_tiles(vision, geometry, tiles=request.tiles, images=images, keep=request.keep)
-    return visual_of_layouts(vision, geometry, (geometry.layout(request.image_px),) * images, keep=request.keep)
+    cut = geometry if request.tiles is None else geometry.whole()
+    return visual_of_layouts(vision, cut, (cut.layout(request.image_px),) * images, keep=request.keep)
 
 
 def visual_of_tiles(vision: VisionSpec, geometry: Geometry, *, tiles: int, images: int, keep: float = 1.0) -> Visual:
@@ -170,7 +171,7 @@ def visual_of_layouts(
     if not layouts:
         return Visual()
     tokens = sum(_kept(geometry, layout, keep) for layout in layouts)
-    free = isinstance(geometry, PatchGeometry | QuarterGeometry)
+    free = not geometry.fixed_views
     areas = [layout.canvas_px[0] * layout.canvas_px[1] if free else vision.image_px**2 for layout in layouts]
     patches = [_patches(vision, layout) if free else vision.patches for layout in layouts]
     return Visual(

@@ -84,6 +84,8 @@ def _range(subject: Subject, request: Request, unknown: str) -> tuple[int, int, 
     if unknown == "tiles":
         if subject.text.cross_attention_layers:
             raise BadInput("this model always has the same tiles", remedy="use --solve context, batch or pixels")
+        if subject.geometry is not None and not subject.geometry.fixed_views:
+            raise BadInput("this model sees images at their own size, not in tiles", remedy="use --solve pixels")
         return 0, MOST_TILES, lambda n: replace(request, tiles=n)
     if unknown == "context":
         first = visual_of(subject, request).prompt + 1

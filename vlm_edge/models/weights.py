@@ -56,6 +56,36 @@ def load_parts(
     return model
 
 
+@contextlib.contextmanager
+def filled_in_turn(model: PreTrainedModel, checkpoint: Checkpoint, parts: Sequence[str]) -> Iterator[None]:
+    """Within the block, each of these submodules of a model on the meta device is read when it is called and dropped after.
+
+    parts: paths of submodules without buffers of their own to compute, such as the layers of a decoder.
+    Memory: one of them at a time, at the model's dtype.  Raises BadInput as `load_parts` does, when a part is called.
+    """
+    layout = find_layout(model, checkpoint, parts)
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            module = model.get_submodule(part)
+            empty = module.state_dict(keep_vars=True)
+            fill, drop = partial(_fill, model, layout, part), partial(_drop, model, part, empty)
+            stack.callback(module.register_forward_pre_hook(lambda *_, fill=fill: fill()).remove)
+            stack.callback(module.register_forward_hook(lambda *_, drop=drop: drop()).remove)
+        yield
+
+
+def _fill(model: PreTrainedModel, layout: Layout, part: str) -> None:
+    wanted = [name for name in layout.expected if within(name, (part,))]
+    for name, tensor in _loaded(model, layout, wanted):
+        _put(model, name, tensor)
+
+
+def _drop(model: PreTrainedModel, part: str, empty: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in empty.items():
+        path, _, leaf = f"{part}.{name}".rpartition(".")
+        setattr(model.get_submodule(path), leaf, tensor)
+
+
 def empty_model(checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
     """The model of the checkpoint's config.json in evaluation mode, every tensor on the meta device.
 

@@ -49,7 +49,12 @@ class Answer:
     bundle: str
     device: str
     members: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
-    """Per view of the first image: for each original token, the index of the token that it became, or -1."""
+    """Per view of the first image: for each original token, the index of the token that it became, or -1.
+
+    Empty for families whose views have no grid of tokens of their own.
+    """
+    views: tuple[tuple[int, int, int, int], ...] = field(default=(), repr=False)
+    """What each view of the first image shows, in the encoder's order; empty where that is the whole image, then the tiles."""
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `vlm-edge run --json` prints."""

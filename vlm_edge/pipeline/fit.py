@@ -18,16 +18,19 @@ class Fitted:
     asked_tiles: int | None = None
 
 
-def fit_tiles(options: AskOptions, most_tiles: int, plan: Callable[[AskOptions], Plan]) -> Fitted:
+def fit_tiles(
+    options: AskOptions, most_tiles: int, plan: Callable[[AskOptions], Plan], *, any_number: bool = True
+) -> Fitted:
     """The options as they are where they fit, else with as many tiles as do.
 
-    most_tiles: what the options come to.  plan: of options.  Where not even no tile at all fits, or the caller named the
-    tiles, the plan returned is that of the options as they were.
+    most_tiles: what the options come to.  plan: of options.  any_number: whether fewer tiles may be shown than that; otherwise
+    the whole image in one view is all that there is beside them. Where not even that fits, or the caller named the tiles, the
+    plan returned is that of the options as they were.
     """
     asked = plan(options)
     if asked.fits or options.tiles is not None:
         return Fitted(options, asked)
-    for tiles in range(most_tiles - 1, -1, -1):
+    for tiles in range(most_tiles - 1, -1, -1) if any_number else range(min(most_tiles, 1)):
         fewer = replace(options, max_tiles=tiles)
         planned = plan(fewer)
         if planned.fits:

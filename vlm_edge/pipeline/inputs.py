@@ -117,11 +117,13 @@ def _bundle(root: Path, target: str | None) -> Planned:
     spec, stored = manifest.model, stored_bytes(sizes)
     geometry = _own_geometry(root, spec)
     one_view = type(geometry) is TokenGeometry
+    # a manifest that knows one nominal view alone says `none` for want of anything else
+    whole = manifest.defaults.tiling == "none" and geometry == spec.geometry
     notes = () if "llm.weights" in stored else ("the bundle has no decoder yet: its weights are computed",)
     return Planned(
         subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, geometry, stored),
         source="bundle",
-        tiles=None if not one_view else 0 if manifest.defaults.tiling == "none" else manifest.limits.max_tiles,
+        tiles=0 if whole else manifest.limits.max_tiles if one_view else None,
         max_model_len=manifest.limits.max_model_len,
         target="cuda" if chosen == "cuda" else "cpu",
         notes=notes,

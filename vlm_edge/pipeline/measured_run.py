@@ -20,8 +20,12 @@ import numpy as np
 
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, open_bundle
+from vlm_edge.core.contracts import Floats, LlmEngine
 from vlm_edge.core.load import parse
 from vlm_edge.core.shards import strict_json
+from vlm_edge.core.specs import TextSpec
+from vlm_edge.models.prompts import FamilyViews
+from vlm_edge.pipeline.encoders import open_encoder
 from vlm_edge.pipeline.options import Look
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.views import choose_tiles
@@ -36,7 +40,8 @@ IMPORTED_LATE = ("jinja2.sandbox", "tokenizers")
 
 @dataclass(frozen=True)
 class Run:
-    """bundle: its folder.  image: a file, or empty.  tiles: beside the global view; -1: the family's own way of cutting.
+    """bundle: its folder.  image: a file, or empty.  tiles: beside the global view, 0 for the whole image in one view;
+    -1: the family's own way of cutting.
 
     prompt: positions to prefill; 0 where the bundle has no decoder.
     """
@@ -58,9 +63,7 @@ def measured_phases(run: Run) -> dict[str, int]:
     with _phase("load", peaks):
         for name in IMPORTED_LATE:
             importlib.import_module(name)
-        encoder: Any = (
-            backend.encoder(bundle.path("vision.graph", target="cpu"), "cpu", run.threads) if run.image else None
-        )
+        encoder: Any = open_encoder(bundle, "cpu", run.threads) if run.image else None
         graph = bundle.path("llm.graph", target="cpu") if run.prompt else None
         engine: Any = backend.engine(graph, spec.text, "cpu", run.threads, run.context) if graph else None
     rng = np.random.default_rng(0)
@@ -73,26 +76,37 @@ def measured_phases(run: Run) -> dict[str, int]:
         del arrays
     if engine is not None:
         with _phase("prefill", peaks):
-            logits = engine.forward(rng.standard_normal((run.prompt, spec.text.hidden), np.float32))
+            logits = fed(engine, spec.text, run.prompt, rng)
         with _phase("decode", peaks):
             for _ in range(NEW_TOKENS):
                 choose(logits, temperature=1.0, top_p=0.9, rng=rng)
-                logits = engine.forward(rng.standard_normal((1, spec.text.hidden), np.float32))
+                logits = fed(engine, spec.text, 1, rng)
     return peaks
+
+
+def fed(engine: LlmEngine, text: TextSpec, tokens: int, rng: np.random.Generator) -> Floats:
+    """Logits [V] behind that many random embeddings more, in one call; counted in three parts where a decoder wants positions."""
+    embeds = rng.standard_normal((tokens, text.hidden), np.float32)
+    if not text.mrope_sections:
+        return engine.forward(embeds)
+    counted = np.arange(engine.length, engine.length + tokens, dtype=np.int64)
+    return engine.forward(embeds, np.stack([counted] * 3))
 
 
 def _prepared(bundle: Bundle, run: Run) -> dict[str, Any]:
     """The image read and cut as the run would do it."""
     spec = bundle.manifest.model
     pixels = sources.load_image(run.image).pixels
-    if run.tiles >= 0:
+    if run.tiles > 0 or (run.tiles == 0 and discover.family(spec.family).free_tiles):
         side = spec.geometry.view_px
         look = Look("auto", run.tiles, "none", 1.0, 1.0, 0)
         choose_tiles(pixels, spec.geometry, look)
         return {"pixel_values": np.zeros((1 + run.tiles, 3, side, side), np.float32) + np.float32(0.5)}
-    images = importlib.import_module(f"vlm_edge.models.{spec.family}.images")
+    rules = importlib.import_module(f"vlm_edge.models.{spec.family}.prompt").RULES
     config, preprocessor = (_object(bundle.root / name) for name in ("config.json", "preprocessor_config.json"))
-    return dict(images.prepare(pixels, images.settings_from(config, preprocessor)).arrays)
+    # the tokenizer that completes settings tells how long markers are, which is nothing to the encoder
+    settings = rules.refine(rules.settings(config, preprocessor), spec, None)
+    return dict(FamilyViews(rules, settings).prepare(pixels, whole=run.tiles == 0).arrays)
 
 
 def _object(path: Path) -> Any:

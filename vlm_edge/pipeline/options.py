@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vlm_edge.core.bundle import RunDefaults
+from vlm_edge.core.contracts import VlmFamily
 from vlm_edge.core.manifest_checks import REDUCTIONS, TILINGS
 from vlm_edge.errors import BadInput
 
@@ -76,10 +77,22 @@ class Look:
     seed: int
     tiles: tuple[Box, ...] | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether one view of the whole image is all that is shown; `grid` without tiles is the family's own preprocessing."""
+        return self.max_tiles == 0 and self.tiling != "grid"
+
     @staticmethod
-    def of(options: AskOptions, defaults: RunDefaults, limit_tiles: int) -> Look:
-        """Raises BadInput when more tiles are asked for than the bundle was planned for."""
+    def of(options: AskOptions, defaults: RunDefaults, limit_tiles: int, family: VlmFamily) -> Look:
+        """Raises BadInput when more tiles are asked for than the bundle was planned for, or what the family does not have.
+
+        A family without free tiles cuts images by its own rules: then `grid` means those, and `max_tiles` how many tiles
+        they may come to.
+        """
         tiling = options.tiling or defaults.tiling
+        _check_family(options, tiling, family)
+        if not family.free_tiles and options.max_tiles == 0:
+            tiling = "none"
         tiles = limit_tiles if options.max_tiles is None else options.max_tiles
         boxes = None if options.tiles is None else tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in options.tiles)
         if boxes is not None:
@@ -88,6 +101,11 @@ class Look:
             asked = f"--max-tiles {tiles}" if boxes is None else f"a question with {tiles} tiles"
             raise BadInput(f"{asked} exceeds this bundle's limit", remedy=f"use {limit_tiles} tiles or fewer")
         reduce = options.reduce or defaults.reduce
+        if reduce != "none" and not family.reducible:
+            raise BadInput(
+                f"the visual tokens of {family.name} form a grid in the prompt, which --reduce {reduce} would break",
+                remedy="use --reduce none",
+            )
         keep = defaults.keep if options.keep is None else options.keep
         threshold = defaults.threshold if options.threshold is None else options.threshold
         return Look(
@@ -98,6 +116,21 @@ class Look:
             threshold=threshold if reduce in READ_BY["threshold"] else 1.0,
             seed=options.seed if reduce in READ_BY["seed"] else 0,
             tiles=boxes,
+        )
+
+
+def _check_family(options: AskOptions, tiling: str, family: VlmFamily) -> None:
+    if family.free_tiles:
+        return
+    if options.tiles is not None:
+        raise BadInput(
+            f"models of the family {family.name} cut images by rules of their own; tiles cannot be given",
+            remedy="use --tiling grid for those, or --tiling none",
+        )
+    if tiling == "auto":
+        raise BadInput(
+            f"--tiling auto is not offered for the family {family.name}, which cuts images by rules of its own",
+            remedy="use --tiling grid for those, or --tiling none for the whole image in one view",
         )
 
 

@@ -5,34 +5,36 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import cast
 
 import numpy as np
 from PIL.Image import Image as PilImage
 
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
-from vlm_edge.core.contracts import Floats
-from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit
-from vlm_edge.memory.formulas import image_decode_bytes
-from vlm_edge.memory.plan import Load, Plan, plan_run
+from vlm_edge.core.contracts import Floats, Positions, Span
+from vlm_edge.core.geometry import ImageLayout
+from vlm_edge.errors import BadInput, DamagedBundle
+from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
+from vlm_edge.pipeline.encoders import decoder_target, open_encoder
 from vlm_edge.pipeline.fit import Fitted, fit_tiles
 from vlm_edge.pipeline.options import AskOptions, Look
+from vlm_edge.pipeline.planning import ImageInput, check_fits, image_layouts, plan, reduced_px, source_header
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
-from vlm_edge.pipeline.views import Seen, SeenCache, prompt_views, see, timed
-from vlm_edge.units import format_bytes, parse_bytes
+from vlm_edge.pipeline.views import Seen, SeenCache, see, timed
+from vlm_edge.units import parse_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.fingerprint import fingerprint
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
 NANO = Path(__file__).parents[1] / "nano"
 EMBEDDED = "nano"
 """The embedded bundle's name where a command asks for a folder; write ./nano for a folder of that name."""
-REDUCED_DECODE_FACTOR = 4
+NO_TILES = "; {family} shows these images in one view each, so there are no tiles to leave out"
+ONE_VIEW_TOO = "; {family} cuts images by rules of its own, and one view of each whole image does not fit either"
 
 
 class Pipeline:
@@ -44,15 +46,17 @@ class Pipeline:
         self.budget_bytes = budget_bytes
         self._spec = bundle.manifest.model
         started = time.perf_counter()
-        family, backend = discover.family(self._spec.family), discover.backend("onnx")
-        if family.prompt is None:
-            raise BadInput(f"models of the family {family.name} can be planned, not run", remedy="use another bundle")
-        self._prompt = family.prompt(bundle)
-        self._encoder = backend.encoder(bundle.path("vision.graph", target=device), device, threads)
+        self._family, backend = discover.family(self._spec.family), discover.backend("onnx")
+        if self._family.prompt is None:
+            raise BadInput(
+                f"models of the family {self._family.name} can be planned, not run", remedy="use another bundle"
+            )
+        self._prompt = self._family.prompt(bundle)
+        self._encoder = open_encoder(bundle, device, threads)
         self._engine = backend.engine(
-            bundle.path("llm.graph", target=device),
+            bundle.path("llm.graph", target=decoder_target(device)),
             self._spec.text,
-            device,
+            decoder_target(device),
             threads,
             bundle.manifest.limits.max_model_len,
         )
@@ -60,6 +64,7 @@ class Pipeline:
         self._join_rows = bundle.manifest.recipe.get("join_rows") is True
         self._cache = SeenCache()
         self._in_engine: list[tuple[str, int]] = []
+        self._next_position: int | None = None
 
     @classmethod
     def load(
@@ -73,8 +78,9 @@ class Pipeline:
     ) -> Pipeline:
         """Open a bundle (default: the embedded nano model), check its files and start its sessions.
 
-        device: `cpu`, `cuda` or `auto`.  threads: default one per real core.  budget: bytes or text such as `8GiB`; a plan over
-        it is refused before anything is loaded.  verify: hash every file again, whatever is remembered.
+        device: `cpu`, `cuda`, `tensorrt` (the vision encoder; the decoder on CUDA) or `auto`.  threads: default one per real
+        core.  budget: bytes or text such as `8GiB`; a plan over it is refused before anything is loaded.  verify: hash every
+        file again, whatever is remembered.
         Raises DamagedBundle, MissingDependency, BadInput, DoesNotFit.
         Example: `Pipeline.load().ask("page.png", "what is the total?").text`
         """
@@ -86,7 +92,8 @@ class Pipeline:
             )
         chosen = choose_device(opened, device)
         limit = parse_bytes(budget) if isinstance(budget, str) else budget
-        check_fits(plan(opened, AskOptions(tiling="none"), images=(), budget_bytes=limit))
+        least = AskOptions(tiling="none", reduce="none")
+        check_fits(plan(opened, least, images=(), budget_bytes=limit))
         verify_hashes(opened, force=verify)
         return cls(opened, device=chosen, threads=threads or host.real_cores(), budget_bytes=limit)
 
@@ -111,28 +118,28 @@ class Pipeline:
         if not images:
             raise BadInput("no image is given", remedy="name at least one image")
         limits, defaults = self.bundle.manifest.limits, self.bundle.manifest.defaults
-        look = Look.of(options, defaults, limits.max_tiles)
+        look = Look.of(options, defaults, limits.max_tiles, self._family)
         if len(images) > limits.max_images:
             raise BadInput(
                 f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}",
                 remedy="ask about fewer images",
             )
         new_tokens = options.max_new_tokens or defaults.max_new_tokens
-        tokens = self._prompt.tokens(question, images=len(images))
-        self._check_length(len(tokens), new_tokens)
-        timings: dict[str, float] = {
-            "load": self._load_ms,
-            "preprocess": 0.0,
-            "saliency": 0.0,
-            "vision": 0.0,
-            "reduce": 0.0,
-        }
-        seen, keys, planned = [], [], 0
-        for each in images:
-            shown, key, peak = self._see(each, look, options, timings)
+        timings = {"load": self._load_ms} | dict.fromkeys(("preprocess", "saliency", "vision", "reduce"), 0.0)
+        with timed(timings, "preprocess"):
+            max_pixels = options.max_pixels or limits.max_pixels
+            headers = tuple(source_header(each, max_pixels) for each in images)
+            layouts = image_layouts(self.bundle, headers, look)
+            planned = plan(
+                self.bundle, options, images=headers, budget_bytes=self.budget_bytes, again=bool(self._in_engine)
+            )
+        tokens = self._prompt.tokens(question, layouts)
+        self._check_length(self._least_length(tokens, layouts, look), new_tokens)
+        seen, keys = [], []
+        for each, header in zip(images, headers, strict=True):
+            shown, key = self._see(each, header, look, planned, max_pixels, timings)
             seen.append(shown)
             keys.append(key)
-            planned = max(planned, peak)
         with timed(timings, "prefill"):
             logits, prompt_length = self._prefill(tokens, seen, keys, new_tokens)
         with timed(timings, "decode"):
@@ -149,24 +156,26 @@ class Pipeline:
             boxes=find_boxes(text, width=first.width, height=first.height),
             points=find_points(text, width=first.width, height=first.height),
             timings_ms=timings,
-            planned_peak_bytes=planned,
+            planned_peak_bytes=planned.peak_bytes,
             measured_peak_bytes=host.peak_rss_bytes(),
             stop_reason=reason,
             bundle=self.bundle.manifest.name,
             device=self.device,
-            members=tuple(tuple(int(m) for m in view.members) for view in first.views),
+            members=tuple(tuple(int(m) for m in view) for view in first.members) if self._family.reducible else (),
+            views=() if self._family.free_tiles else first.boxes,
         )
 
     def _see(
-        self, image: ImageInput, look: Look, options: AskOptions, timings: dict[str, float]
-    ) -> tuple[Seen, str, int]:
-        """Visual tokens of an image, from the cache where possible; its cache key; the planned peak in bytes."""
-        max_pixels = options.max_pixels or self.bundle.manifest.limits.max_pixels
+        self,
+        image: ImageInput,
+        header: sources.ImageHeader,
+        look: Look,
+        planned: Plan,
+        max_pixels: int,
+        timings: dict[str, float],
+    ) -> tuple[Seen, str]:
+        """Visual tokens of an image, from the cache where possible, and its cache key."""
         with timed(timings, "preprocess"):
-            header = source_header(image, max_pixels)
-            size = header.width, header.height
-            again = bool(self._in_engine)
-            planned = plan(self.bundle, options, images=(header,), budget_bytes=self.budget_bytes, again=again)
             if isinstance(image, PilImage):
                 check_fits(planned)  # its fingerprint decodes it
             key = fingerprint(image) + repr(look)
@@ -174,38 +183,61 @@ class Pipeline:
         if known is None:
             check_fits(planned)
             with timed(timings, "preprocess"):
-                least = _reduced_px(self.bundle, look)
+                least = reduced_px(self.bundle, look)
                 if least is None:
                     pixels = sources.load_image(image, max_pixels=max_pixels).pixels
                 else:
                     pixels = sources.load_reduced(image, at_least_px=least, max_pixels=max_pixels)
             known = see(
-                pixels, source_px=size, geometry=self._spec.geometry, look=look, prompt=self._prompt,
-                encoder=self._encoder, timings_ms=timings,
+                pixels, source_px=(header.width, header.height), look=look, prompt=self._prompt, encoder=self._encoder,
+                timings_ms=timings, free_tiles=self._family.free_tiles, join_rows=self._join_rows,
             )  # fmt: skip
             self._cache.put(key, known)
-        return known, key, planned.peak_bytes
+        return known, key
 
     def _prefill(self, tokens: Sequence[int], seen: list[Seen], keys: list[str], new_tokens: int) -> tuple[Floats, int]:
         """Feed the prompt, less what the decoder's cache already holds of it; returns logits [V] and the prompt's length."""
-        pieces: list[tuple[str, Floats]] = []
-        waiting = iter(zip(seen, keys, strict=True))
-        for token in tokens:
-            is_image = token == self._prompt.image_id
-            shown, key = next(waiting) if is_image else (None, str(token))
-            views = [prompt_views(shown, self._spec.geometry.grid, join_rows=self._join_rows)] if shown else []
-            pieces.append((key, self._prompt.splice([token], views)))
-        total = sum(len(embeds) for _, embeds in pieces)
+        pieces = self._pieces(tokens, seen, keys)
+        total = sum(len(piece.embeds) for piece in pieces)
         self._check_length(total, new_tokens)
-        layout = [(key, len(embeds)) for key, embeds in pieces]
+        positions = self._prompt.positions(_spans(pieces))
+        layout = [(piece.key, len(piece.embeds)) for piece in pieces]
         shared = 0
-        while shared < min(len(layout) - 1, len(self._in_engine)) and layout[shared] == self._in_engine[shared]:
-            shared += 1
+        # Tokens that see all of their prompt have nothing to share with another one.
+        if not self._spec.text.bidirectional_prefix:
+            most = min(len(layout) - 1, len(self._in_engine))
+            while shared < most and layout[shared] == self._in_engine[shared]:
+                shared += 1
         self._in_engine = []
-        self._engine.rewind(sum(length for _, length in layout[:shared]))
-        logits = self._engine.forward(np.concatenate([embeds for _, embeds in pieces[shared:]]))
+        begin = sum(length for _, length in layout[:shared])
+        self._engine.rewind(begin)
+        embeds = np.concatenate([piece.embeds for piece in pieces[shared:]])
+        logits = self._forward(embeds, None if positions is None else positions[:, begin:])
+        self._next_position = None if positions is None else int(positions.max()) + 1
         self._in_engine = layout
         return logits, total
+
+    def _pieces(self, tokens: Sequence[int], seen: list[Seen], keys: list[str]) -> list[_Piece]:
+        """The prompt's text token by token, and each run of each image."""
+        image_id = self._prompt.image_id
+        text = [token for token in tokens if token != image_id]
+        rows = iter(self._prompt.text.embed(text))
+        runs = (
+            _Piece(f"{key}/{number}", run, shown.layout)
+            for shown, key in zip(seen, keys, strict=True)
+            for number, run in enumerate(shown.runs)
+        )
+        pieces = [next(runs, None) if token == image_id else _Piece(str(token), next(rows)[None]) for token in tokens]
+        if None in pieces or next(runs, None) is not None:
+            raise BadInput("an image was changed while it was read", remedy="ask again")
+        return [piece for piece in pieces if piece is not None]
+
+    def _least_length(self, tokens: Sequence[int], layouts: Sequence[ImageLayout], look: Look) -> int:
+        """The prompt's length as far as it is known without the images' pixels."""
+        text = len(tokens) - tokens.count(self._prompt.image_id)
+        if look.reduce != "none" or (self._family.free_tiles and look.max_tiles):
+            return text
+        return text + sum(layout.visual_tokens for layout in layouts)
 
     def _check_length(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raise BadInput when prompt and answer exceed the context: first without the image, before it is decoded."""
@@ -235,9 +267,40 @@ class Pipeline:
                 reason = "stop"
                 break
             if generated < new_tokens:
-                logits = self._engine.forward(self._prompt.splice([token], []))
+                logits = self._step(token)
         emit(stream.finish())
         return stream.text, generated, "stop" if stream.stopped else reason
+
+    def _step(self, token: int) -> Floats:
+        """One generated token more; where positions have three parts, all of them go on from the prompt's largest."""
+        embeds = self._prompt.text.embed([token])
+        if self._next_position is None:
+            return self._forward(embeds, None)
+        positions = np.full((3, 1), self._next_position, np.int64)
+        self._next_position += 1
+        return self._forward(embeds, positions)
+
+    def _forward(self, embeds: Floats, positions: Positions | None) -> Floats:
+        """Positions are given to decoders that take them, and to no other."""
+        return self._engine.forward(embeds) if positions is None else self._engine.forward(embeds, positions)
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A part of a prompt that is in the decoder's cache as a whole or not at all: what it is, and its embeddings [T, D]."""
+
+    key: str
+    embeds: Floats
+    image: ImageLayout | None = None
+
+
+def _spans(pieces: Sequence[_Piece]) -> list[Span]:
+    """Lengths of a prompt's parts, text that follows text as one."""
+    spans: list[Span] = []
+    for piece in pieces:
+        begun = spans.pop()[0] if spans and spans[-1][1] is None and piece.image is None else 0
+        spans.append((begun + len(piece.embeds), piece.image))
+    return spans
 
 
 def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
@@ -248,97 +311,44 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
 def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> Fitted:
     """Options that fit the budget, from the manifest and the images' headers alone, before anything is loaded or decoded.
 
-    The number of tiles is lowered where that is enough.
+    The number of tiles is lowered where that is enough; a family that cuts images by its own rules has all of its tiles or none.
     Raises DoesNotFit where it is not, and BadImage or BadInput for what the headers and options already show.
     """
     limits, limit = bundle.manifest.limits, parse_bytes(budget) if budget else None
+    family = discover.family(bundle.manifest.model.family)
     headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
-    look = Look.of(options, bundle.manifest.defaults, limits.max_tiles)
-    fitted = fit_tiles(options, look.max_tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit))
-    check_fits(fitted.plan)
+    look = Look.of(options, bundle.manifest.defaults, limits.max_tiles, family)
+    tiles, remark = look.max_tiles, ""
+    if not family.free_tiles:
+        tiles = max((layout.views - 1 for layout in image_layouts(bundle, headers, look)), default=0)
+        remark = ONE_VIEW_TOO if tiles else NO_TILES
+    fitted = fit_tiles(
+        options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit), any_number=family.free_tiles
+    )
+    check_fits(fitted.plan, remark=remark.format(family=family.name))
     return fitted
-
-
-def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
-    """Size and format without decoding; arrays and PIL images tell theirs."""
-    if isinstance(source, np.ndarray):
-        height, width = source.shape[:2] if source.ndim >= 2 else (0, 0)
-        return sources.ImageHeader(int(width), int(height), "array", "RGB")
-    if isinstance(source, PilImage):
-        # no format: a PIL image is read in full, a JPEG as well
-        return replace(sources.probe(source, max_pixels=max_pixels), format="memory")
-    return sources.probe(source, max_pixels=max_pixels)
 
 
 def choose_device(bundle: Bundle, device: str) -> str:
     """`auto` is CUDA where bundle and ONNX Runtime have it, else CPU; raises BadInput, and DamagedBundle without a decoder."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"--device has no value {device!r}", remedy="use auto, cpu or cuda")
+    if device not in ("auto", "cpu", "cuda", "tensorrt"):
+        raise BadInput(f"--device has no value {device!r}", remedy="use auto, cpu, cuda or tensorrt")
     if not bundle.targets():
         raise DamagedBundle(
             f"bundle {bundle.manifest.name} has no decoder: its vision part alone was exported",
-            remedy="`export` makes no decoder yet; vlm_edge.pipeline.build.build_bundle makes whole bundles of LLaVA checkpoints",
+            remedy=f"add it: vlm-edge export MODEL {bundle.root} --component llm",
         )
     from vlm_edge.backends.onnx.session import available_targets
 
     usable = [target for target in available_targets() if target in bundle.targets()]
     if device == "auto":
         return "cuda" if "cuda" in usable else "cpu"
-    if device not in bundle.targets():
+    target = decoder_target(device)
+    if target not in bundle.targets():
         raise BadInput(
-            f"bundle {bundle.manifest.name} has no decoder for {device}",
+            f"bundle {bundle.manifest.name} has no decoder for {target}",
             remedy=f"use --device {bundle.targets()[0]}",
         )
-    if device not in usable:
-        raise BadInput(f"ONNX Runtime here has no {device}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
+    if target not in usable:
+        raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
     return device
-
-
-def plan(
-    bundle: Bundle,
-    options: AskOptions,
-    *,
-    images: tuple[sources.ImageHeader, ...],
-    budget_bytes: int | None,
-    again: bool = False,
-) -> Plan:
-    """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now.
-
-    again: the process has answered before.
-    """
-    limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
-    look = Look.of(options, defaults, limits.max_tiles)
-    sizes: dict[str, int] = {}
-    for artifact in bundle.manifest.artifacts:
-        sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
-    if budget_bytes is None:
-        free = host.available_bytes()
-        budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
-    decode = tuple(_decode_bytes(header, _reduced_px(bundle, look)) for header in images)
-    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len, again=again)
-    return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
-
-
-def _reduced_px(bundle: Bundle, look: Look) -> int | None:
-    """The short side that is enough for the global view alone; None where tiles need every pixel."""
-    return bundle.manifest.model.geometry.view_px * REDUCED_DECODE_FACTOR if look.max_tiles == 0 else None
-
-
-def _decode_bytes(header: sources.ImageHeader, at_least_px: int | None) -> int:
-    """at_least_px: what sources.load_reduced is asked for; None where the image is read in full."""
-    factor = 1
-    if at_least_px is not None and header.format == "JPEG":
-        factor = sources.reduction(header.width, header.height, at_least_px=at_least_px)
-    return image_decode_bytes(
-        pixels=header.width * header.height, file_format=header.format, reduction=factor, progressive=header.progressive
-    )
-
-
-def check_fits(planned: Plan) -> None:
-    """Raise DoesNotFit when a plan's peak exceeds its budget."""
-    if not planned.fits:
-        largest = max((i for i in planned.items if planned.peak_phase in i.phases), key=lambda item: item.bytes)
-        raise DoesNotFit(
-            f"{planned.peak_phase} needs {format_bytes(planned.peak_bytes)}; {format_bytes(planned.budget_bytes)} are allowed",
-            remedy=f"raise --budget, or shrink the largest part, {largest.name} ({format_bytes(largest.bytes)}: {largest.formula})",
-        )

@@ -27,15 +27,14 @@ TITLE_PX, HATCH_STEP_PX = 24, 9
 
 
 def view_panels(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[Image.Image]:
-    """The global view and then each tile, in the order of the answer's tiles, each under a line about it.
+    """Every view in the encoder's order, each under a line about it; tiles are numbered as the answer's tiles are.
 
     pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles.
     """
-    side = geometry.view_px
-    titles = ["whole image", *(f"tile {number}" for number in range(1, len(answer.tiles) + 1))]
-    views = [preprocess.global_view(pixels, side), *(preprocess.crop(pixels, tile, side) for tile in answer.tiles)]
     panels = []
-    for i, (title, view) in enumerate(zip(titles, views, strict=True)):
+    for i, (title, view) in enumerate(_own_views(pixels, answer, geometry) or _free_views(pixels, answer, geometry)):
+        if view is None:  # nothing but padding
+            continue
         if i < len(answer.members):
             members = np.array(answer.members[i])
             title = f"{title}: {len(members)} -> {len(np.unique(members[members != DROPPED]))} tokens"
@@ -43,6 +42,37 @@ def view_panels(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[Im
         else:
             panels.append(_titled(title, _enlarged(view, geometry.grid)))
     return panels
+
+
+def _free_views(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[tuple[str, Rgb | None]]:
+    """The global view and then each tile."""
+    side = geometry.view_px
+    tiles = [(f"tile {n}", preprocess.crop(pixels, tile, side)) for n, tile in enumerate(answer.tiles, start=1)]
+    return [("whole image", preprocess.global_view(pixels, side)), *tiles]
+
+
+def _own_views(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[tuple[str, Rgb | None]]:
+    """The views that a family's own rules cut; padding is not shown."""
+    numbers = {tile.box: number for number, tile in enumerate(answer.tiles, start=1)}
+    views: list[tuple[str, Rgb | None]] = []
+    for box in answer.views:
+        if not answer.tiles or box not in numbers:
+            # Without tiles, `pixels` may be smaller than what was encoded; a view of padding has no area.
+            whole = box[0] < box[2] and box[1] < box[3]
+            views.append(("whole image", _fitted(pixels, geometry) if whole else None))
+        else:
+            x0, y0, x1, y1 = box
+            views.append((f"tile {numbers[box]}", _fitted(pixels[y0:y1, x0:x1], geometry)))
+    return views
+
+
+def _fitted(part: Rgb, geometry: TokenGeometry) -> Rgb:
+    """In the proportions in which the encoder sees it: a square, or the image's own."""
+    if geometry.fixed_views:
+        return preprocess.global_view(part, geometry.view_px)
+    scale = MOST_PX / max(part.shape[:2])
+    size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
+    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BICUBIC))
 
 
 def token_map(view: Rgb, owner: NDArray[np.int_]) -> Image.Image:
@@ -62,8 +92,11 @@ def token_map(view: Rgb, owner: NDArray[np.int_]) -> Image.Image:
 
 
 def _enlarged(view: Rgb, grid: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(view)
+    if image.width != image.height:
+        return image
     side = max(min(SCALE * len(view), MOST_PX), LEAST_PX, LEAST_PATCH_PX * max(grid))
-    return Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC)
+    return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _edges(side_px: int, patches: int) -> list[int]:

@@ -1,19 +1,21 @@
-"""An image and a Look -> views, tiles and reduced visual tokens."""
+"""An image and a Look -> views, tiles and reduced visual tokens, as they enter the prompt."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.core.contracts import EncoderRunner, PromptBuilder
-from vlm_edge.core.geometry import TokenGeometry
-from vlm_edge.errors import BadInput
+from vlm_edge.core.contracts import EncoderRunner, Floats, PromptBuilder, ViewMaker
+from vlm_edge.core.geometry import ImageLayout, TokenGeometry
+from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.pipeline.options import Box, Look
 from vlm_edge.tokens.positions import TokenSet, row_order
 from vlm_edge.tokens.reduce import reduce_tokens
@@ -26,38 +28,49 @@ CACHED_IMAGES = 4
 
 @dataclass(frozen=True)
 class Seen:
-    """What is left of an image once it has been encoded: everything that further questions about it need."""
+    """What is left of an image once it has been encoded: everything that further questions about it need.
+
+    tiles: parts that the model saw beside the whole image, in source px.  runs: embeddings [T, D] for each of the image's
+    places in the prompt.  members: per view, the token that each original token went to.  boxes: what each view shows, in px
+    of what was decoded.  removed: tokens that a reduction took away.
+    """
 
     width: int
     height: int
     tiles: tuple[Tile, ...]
-    views: tuple[TokenSet, ...]
+    layout: ImageLayout
+    runs: tuple[Floats, ...]
+    members: tuple[NDArray[np.int32], ...]
+    boxes: tuple[Box, ...]
+    removed: int = 0
 
     @property
     def tokens_before(self) -> int:
         """Visual tokens before reduction."""
-        return sum(len(view.members) for view in self.views)
+        return self.layout.visual_tokens
 
     @property
     def tokens_after(self) -> int:
         """Visual tokens that enter the prompt."""
-        return sum(len(view) for view in self.views)
+        return self.layout.visual_tokens - self.removed
 
 
-def prompt_views(seen: Seen, grid: tuple[int, int], *, join_rows: bool) -> list[NDArray[np.float32]]:
+def prompt_views(
+    views: Sequence[TokenSet], tiles: Sequence[Tile], grid: tuple[int, int], *, join_rows: bool
+) -> list[Floats]:
     """Features [T, D] of each view in the order of the prompt.
 
     join_rows: tiles that abut give all their tokens, row by row, with the last of them and none with the others, so that
     their markers stand together.
     """
     if not join_rows:
-        return [view.features for view in seen.views]
-    views = [seen.views[0].features]
-    for strip in tiling.strips(seen.tiles):
-        sets = [seen.views[1 + i] for i in strip]
+        return [view.features for view in views]
+    joined_views = [views[0].features]
+    for strip in tiling.strips(tiles):
+        sets = [views[1 + i] for i in strip]
         joined = np.concatenate([tokens.features for tokens in sets])[row_order(sets, grid)]
-        views += [joined[:0]] * (len(strip) - 1) + [joined]
-    return views
+        joined_views += [joined[:0]] * (len(strip) - 1) + [joined]
+    return joined_views
 
 
 class SeenCache:
@@ -122,27 +135,82 @@ def see(
     pixels: NDArray[np.uint8],
     *,
     source_px: tuple[int, int],
-    geometry: TokenGeometry,
     look: Look,
     prompt: PromptBuilder,
     encoder: EncoderRunner,
     timings_ms: MutableMapping[str, float],
+    free_tiles: bool,
+    join_rows: bool = False,
 ) -> Seen:
-    """Tile, encode and reduce one image.
+    """Cut, encode and reduce one image.
 
     pixels: RGB uint8 [H, W, 3].  source_px: width and height of the source, larger than `pixels` where it was decoded at a
-    reduced scale (then without tiles).
+    reduced scale (then without tiles).  free_tiles: whether the Look's tiles lie anywhere, or are those of the family.
     """
+    geometry = prompt.views.geometry
     with timed(timings_ms, "saliency"):
-        tiles = choose_tiles(pixels, geometry, look)
+        tiles = choose_tiles(pixels, geometry, look) if free_tiles else ()
     with timed(timings_ms, "preprocess"):
-        views = [preprocess.global_view(pixels, geometry.view_px)]
-        views += [preprocess.crop(pixels, tile, geometry.view_px) for tile in tiles]
-        normal = prompt.pixels(views)
+        shown = _tiled(pixels, tiles, prompt.views) if tiles else prompt.views.prepare(pixels, whole=look.whole)
+    layout = shown.layout
     with timed(timings_ms, "vision"):
-        features = encoder.encode(normal)
+        features = encoder.encode(_graph_inputs(shown, encoder))
     with timed(timings_ms, "reduce"):
-        reduced = reduce_tokens(
-            look.reduce, features, grid=geometry.grid, threshold=look.threshold, keep=look.keep, seed=look.seed
+        grid = geometry.grid
+        if features.ndim == 2:  # packed patches: one view, in the image's own proportions
+            features, grid = features[None], layout.token_grid
+        if features.shape[:2] != (layout.views, grid[0] * grid[1]):
+            raise DamagedBundle(
+                f"the vision graph gives {' x '.join(map(str, features.shape[:2]))} tokens for {layout.views} views of "
+                f"{grid[0]} x {grid[1]}",
+                remedy="export the vision encoder again with this version",
+            )
+        views = reduce_tokens(
+            look.reduce, features, grid=grid, threshold=look.threshold, keep=look.keep, seed=look.seed
         )
-    return Seen(source_px[0], source_px[1], tiles, reduced)
+        runs = prompt.runs(prompt_views(views, tiles, grid, join_rows=join_rows), layout)
+    return Seen(
+        *source_px,
+        tiles=tiles or own_tiles(shown.boxes, layout),
+        layout=layout,
+        runs=tuple(runs),
+        members=tuple(view.members for view in views),
+        boxes=tuple(shown.boxes),
+        removed=sum(len(view.members) - len(view) for view in views),
+    )
+
+
+def _tiled(pixels: NDArray[np.uint8], tiles: Sequence[Tile], maker: ViewMaker) -> ImageInputs:
+    """The whole image and tiles of it at full resolution, one view after another."""
+    geometry = maker.geometry
+    side, count = geometry.view_px, 1 + len(tiles)
+    views = [preprocess.global_view(pixels, side), *(preprocess.crop(pixels, tile, side) for tile in tiles)]
+    boxes = ((0, 0, pixels.shape[1], pixels.shape[0]), *(tile.box for tile in tiles))
+    layout = replace(
+        geometry.layout((pixels.shape[1], pixels.shape[0])),
+        views=count,
+        visual_tokens=count * geometry.tokens_per_view,
+        marker_tokens=count * geometry.separator_tokens,
+    )
+    return ImageInputs({"pixel_values": maker.pixels(views)}, boxes, layout)
+
+
+def _graph_inputs(shown: ImageInputs, encoder: EncoderRunner) -> dict[str, NDArray[Any]]:
+    """The arrays that the graph takes, which may be fewer than a family prepares."""
+    missing = [name for name in encoder.inputs if name not in shown.arrays]
+    if missing:
+        raise DamagedBundle(
+            f"the vision graph takes {missing[0]}, which this family does not prepare",
+            remedy="export the vision encoder again with this version",
+        )
+    return {name: shown.arrays[name] for name in encoder.inputs}
+
+
+def own_tiles(boxes: Sequence[Box], layout: ImageLayout) -> tuple[Tile, ...]:
+    """The views that a family cut beside the whole image, less those that hold nothing but padding."""
+    if layout.views == 1:
+        return ()
+    width, height = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    return tuple(
+        Tile(*box, 0.0) for box in boxes if box != (0, 0, width, height) and box[0] < box[2] and box[1] < box[3]
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlm_edge.backends.onnx.decoder import build_decoder
-from vlm_edge.errors import CheckFailed, MissingDependency
+from vlm_edge.errors import BadInput, CheckFailed, MissingDependency
 
 
 def test_a_head_that_reads_the_wrong_layer_is_noticed(tmp_path: Path) -> None:
@@ -27,6 +27,19 @@ def test_a_head_that_reads_the_wrong_layer_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="lm_head"):
         build_decoder(folder, tmp_path / "out", precision="fp32")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_builder_refuses_is_told_in_a_line(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("onnxruntime_genai")
+    from tests.tiny_decoders import builder_in_process
+
+    transformers.GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path / "torch")
+    with builder_in_process(), pytest.raises(BadInput, match=r"builder failed: .*not currently supported") as caught:
+        build_decoder(tmp_path / "torch", tmp_path / "out", precision="fp32")
+    assert "\n" not in caught.value.message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["torch"]
+    assert sorted(path.name for path in (tmp_path / "torch").iterdir()) == ["config.json"]
 
 
 def test_without_the_builder_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

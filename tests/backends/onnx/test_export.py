@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ pytest.importorskip("onnxscript")
 
 import onnx_ir as ir  # noqa: E402  # comes with onnxscript
 
-from tests import tiny_vlms  # noqa: E402
+from tests import exportable, tiny_vlms  # noqa: E402
 from tests.backends.onnx.small_tower import SmallTower, copy_of, inputs, pixels, small_tower  # noqa: E402
 from vlm_edge.backends.onnx import export  # noqa: E402
 from vlm_edge.backends.onnx.export import Traced  # noqa: E402
@@ -27,6 +28,12 @@ FAMILY_SEEDS = ((0, 2), (1, 3), (3, 1), (4, 4))
 """(seed, views or images): other numbers and sizes than the two that were traced."""
 SLOW = {"llava_next", "idefics3", "paligemma", "qwen2_vl", "idefics2"}
 FAMILIES = [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in tiny_vlms.FAMILIES]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    with exportable.exporting_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +138,25 @@ def test_a_trace_is_written_once(traced: Traced, tmp_path: Path) -> None:
     export.write(once, tmp_path, dtype="fp32", target="tensorrt")
     with pytest.raises(ValueError, match="written already"):
         export.write(once, tmp_path, dtype="fp32", target="tensorrt")
+
+
+def test_consumed_weights_are_freed_and_the_graph_is_right(tmp_path: Path) -> None:
+    module = small_tower()
+    given = pixels(2, 1)["pixel_values"]
+    with torch.no_grad():
+        expected = module(torch.from_numpy(given)).numpy()
+    ours = [
+        weight.detach() for weight in module.parameters()
+    ]  # holds the memory, so that no other tensor takes its place
+    places = {tensor.data_ptr() for tensor in ours}
+    export.write(export.trace(module, inputs(), component="vision", consume=True), tmp_path, dtype="fp32", target="cpu")
+    assert not [weight for weight in module.parameters() if weight.numel()]
+    gc.collect()
+    tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
+    others = [tensor for tensor in tensors if not any(tensor is one for one in ours)]
+    assert not places & {tensor.data_ptr() for tensor in others if tensor.numel()}
+    measured = OnnxEncoder(tmp_path / "model.onnx", target="cpu", threads=1).encode(given)
+    np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_module_of_one_input_needs_no_axes(tmp_path: Path) -> None:

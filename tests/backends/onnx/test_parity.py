@@ -11,12 +11,39 @@ import pytest
 
 from vlm_edge.backends.onnx import references
 from vlm_edge.backends.onnx.observe import sample
-from vlm_edge.backends.onnx.parity import LIMITS, Divergence, Limit, compare, cosine, measure, relative_error, require
+from vlm_edge.backends.onnx.parity import (
+    LIMITS,
+    Divergence,
+    Limit,
+    compare,
+    cosine,
+    limit_for,
+    measure,
+    relative_error,
+    require,
+)
 from vlm_edge.core.load import to_plain
 from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle
 
 RANDOM = np.random.default_rng(0)
 GOOD = [RANDOM.normal(size=(3, 5, 8)).astype(np.float32) for _ in range(4)]
+
+
+def test_a_largest_difference_is_a_limit_only_where_it_is_asked_for() -> None:
+    wrong = [array.copy() for array in GOOD]
+    wrong[1][0, 0, 0] += np.float32(1e-4)
+    found = measure("vision", "fp32", wrong, GOOD)
+    assert found.ok
+    assert [row.metric for row in found.results()] == ["cosine", "relative_error"]
+    for atol, ok in ((1.1e-4, True), (9e-5, False)):
+        asked = measure("vision", "fp32", wrong, GOOD, limit=limit_for("fp32", atol))
+        assert asked.ok == ok
+        row = asked.results()[2]
+        assert (row.metric, row.limit, row.ok) == ("max_error", atol, ok)
+        assert row.value == pytest.approx(1e-4, rel=1e-2)
+    with pytest.raises(CheckFailed, match="largest difference") as caught:
+        require(asked)
+    assert "--atol" in caught.value.remedy
 
 
 def test_measures_are_the_worst_over_inputs() -> None:
@@ -125,6 +152,31 @@ def test_other_inputs_are_told_from_a_wrong_graph() -> None:
 def test_damaged_references_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "parity.npz"
     path.write_bytes(content)
+    with pytest.raises(DamagedBundle, match="holds no references"):
+        references.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fingerprints": np.array([], "U64")},
+        {"rows_1": np.array([0.5, 1])},
+        {"rows_1": np.array([-1, 0])},
+        {"rows_1": np.zeros((2, 2), np.int64)},
+        {"values_1": np.zeros((1, 8), np.float32)},
+        {"values_1": np.zeros((4, 8), np.int32)},
+        {"layers": np.array("path")},
+        {"layers": np.array(["path"])},
+    ],
+    ids=["none", "fractions", "negative", "table", "fewer", "integers", "text", "no pairs"],
+)
+def test_references_that_say_nothing_usable(change: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "parity.npz"
+    references.save(references.keep_rows(INPUTS, GOOD, {"layers.0": "value_7"}), path)
+    assert references.load(path).layer_values == {"layers.0": "value_7"}
+    with np.load(path) as stored:
+        arrays = dict(stored) | change
+    np.savez(path, **arrays)
     with pytest.raises(DamagedBundle, match="holds no references"):
         references.load(path)
 

@@ -17,6 +17,7 @@ from vlm_edge.pipeline.run import NANO
 from vlm_edge.vision.preprocess import global_view
 
 PAGE = resource_dir("calibration") / "pages/receipt.png"
+LAYOUT = open_bundle(NANO).manifest.model.geometry.layout((300, 200))
 QUESTIONS = ("what is the total?", "WHERE is  the circle", "what's the zzz 480?", "été?", "a\nb\tc")
 
 
@@ -37,7 +38,7 @@ def test_tokens_equal_the_chat_template_of_transformers(prompt, tokenizer, quest
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    assert list(prompt.tokens(question, images=1)) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert list(prompt.tokens(question, [LAYOUT])) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_decoding_equals_transformers(prompt, tokenizer):
@@ -54,19 +55,20 @@ def test_pixels_equal_the_image_processor_of_transformers(prompt):
     for page in sorted(PAGE.parent.glob("*.png")):
         image = Image.open(page).convert("RGB")
         expected = processor(image, return_tensors="np")["pixel_values"]
-        measured = prompt.pixels([global_view(np.asarray(image), 112)])
+        measured = prompt.views.pixels([global_view(np.asarray(image), 112)])
         np.testing.assert_allclose(measured, expected, atol=1e-6)
 
 
 def test_an_image_becomes_marked_views(prompt):
     rng = np.random.default_rng(0)
     views = [rng.normal(size=(count, 256)).astype(np.float32) for count in (5, 3, 4)]
-    tokens = prompt.tokens("what is the total?", images=1)
+    tokens = prompt.tokens("what is the total?", [LAYOUT])
     at = tokens.index(prompt.image_id)
-    embeds = prompt.splice(tokens, [views])
+    (run,) = prompt.runs(views, LAYOUT)
+    embeds = np.concatenate([prompt.text.embed(tokens[:at]), run, prompt.text.embed(tokens[at + 1 :])])
     assert len(embeds) == len(tokens) - 1 + 3 + 12
     table = _embedding_rows()
-    ids = {name: prompt._tokenizer.token_to_id(name) for name in ("<global>", "<tile>")}
+    ids = {name: prompt.tokenizer.token_to_id(name) for name in ("<global>", "<tile>")}
     expected = [table[list(tokens[:at])], table[[ids["<global>"]]], views[0], table[[ids["<tile>"]]], views[1]]
     expected += [table[[ids["<tile>"]]], views[2], table[list(tokens[at + 1 :])]]
     np.testing.assert_array_equal(embeds, np.concatenate(expected))
@@ -81,25 +83,24 @@ def _embedding_rows() -> np.ndarray:
 @pytest.mark.parametrize("token", ["<image>", "<answer>", "</s>", "<s>", "<tile>"])
 def test_control_tokens_cannot_be_smuggled_in(prompt, token):
     with pytest.raises(BadInput, match="control token"):
-        prompt.tokens(f"what is {token} the total?", images=1)
+        prompt.tokens(f"what is {token} the total?", [LAYOUT])
 
 
 @pytest.mark.parametrize("question", ["", " ", "\n\t"])
 def test_empty_questions(prompt, question):
     with pytest.raises(BadInput, match="empty"):
-        prompt.tokens(question, images=1)
+        prompt.tokens(question, [LAYOUT])
 
 
 def test_views_of_another_width_than_the_decoder_takes(prompt):
-    tokens = prompt.tokens("what is the total?", images=1)
     with pytest.raises(DamagedBundle, match="vectors of 128"):
-        prompt.splice(tokens, [[np.zeros((5, 128), np.float32)]])
+        prompt.runs([np.zeros((5, 128), np.float32)], LAYOUT)
 
 
 def test_the_longest_question_is_64_characters_for_each_token_of_context(prompt):
-    assert len(prompt.tokens("x" * (64 * 768), images=1)) > 768
+    assert len(prompt.tokens("x" * (64 * 768), [LAYOUT])) > 768
     with pytest.raises(BadInput, match="context of 768"):
-        prompt.tokens("x" * (64 * 768 + 1), images=1)
+        prompt.tokens("x" * (64 * 768 + 1), [LAYOUT])
 
 
 def test_the_bundle_ships_what_the_checkpoint_says():

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx import graph_passes, precision
 from vlm_edge.backends.onnx.observe import Observation, layer_absmax, observe
-from vlm_edge.backends.onnx.parity import Parity, first_divergence, measure, require
+from vlm_edge.backends.onnx.parity import Limit, Parity, first_divergence, limit_for, measure, require
 from vlm_edge.backends.onnx.precision import LayerRange
 from vlm_edge.backends.onnx.runner import OnnxEncoder
 from vlm_edge.core.bundle import ParityResult
@@ -93,7 +93,8 @@ class ComponentExport:
 class Traced:
     """A graph that still reads the torch module's weights, and all that is needed of the module once it is gone.
 
-    `write` takes the graph out. A caller short of memory drops the module and its model between `trace` and `write`.
+    `write` takes the graph out.  consumed: weights that are freed once the graph is written. Dropping the module would not do:
+    the rewriter's rules hold on to the last graph that they saw.
     """
 
     component: str
@@ -103,6 +104,12 @@ class Traced:
     values: Mapping[str, str]
     absmax: Mapping[str, float] = field(default_factory=dict)
     graph: Any = None
+    consumed: Sequence[Any] = ()
+
+    def free_weights(self) -> None:
+        """Give back the memory of the consumed weights, whoever refers to them."""
+        for weight in self.consumed:
+            weight.data = weight.data.new_empty(0)
 
     def take(self) -> Any:
         """The graph, which this record then no longer holds."""
@@ -112,12 +119,21 @@ class Traced:
         return graph
 
 
-def trace(module: Any, inputs: Sequence[Arrays], *, component: str, opset: int = OPSET, ranges: bool = False) -> Traced:
+def trace(
+    module: Any,
+    inputs: Sequence[Arrays],
+    *,
+    component: str,
+    opset: int = OPSET,
+    ranges: bool = False,
+    consume: bool = False,
+) -> Traced:
     """Compute the reference on every input and export the module's graph.
 
     module: in fp32 and evaluation mode; its `axes` name the sizes that may vary, {input: {axis: name}} (without it: the first
     axis of its only input).  inputs: calibration images and noise as the module's arrays; the first is traced, so each varying
-    size in it has to be 2 or more.  ranges: watch every layer's values as well, which fp16 needs.
+    size in it has to be 2 or more.  ranges: watch every layer's values as well, which fp16 needs.  consume: let `write` free the
+    module's weights as soon as the graph holds them, which halves its peak; the module is then of no use.
     """
     import torch
 
@@ -140,26 +156,31 @@ def trace(module: Any, inputs: Sequence[Arrays], *, component: str, opset: int =
     graph_passes.name_axes(graph, axes)
     values = graph_passes.layer_values(graph)
     absmax = layer_absmax(module, inputs) if ranges else {}
-    return Traced(component, opset, inputs, observation, values, absmax, graph)
+    consumed = [*module.parameters(), *program.exported_program.state_dict.values()] if consume else ()
+    return Traced(component, opset, inputs, observation, values, absmax, graph, consumed)
 
 
-def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 1) -> ComponentExport:
+def write(
+    traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 1, atol: float | None = None
+) -> ComponentExport:
     """Turn a traced graph into the one for a dtype and a target, prove it, and put it into `out`.
 
     dtype: fp32, fp16 (trace with ranges) or int8.  target: `tensorrt` leaves standard operators only, `cpu` and `cuda` use ONNX
-    Runtime's.  Raises CheckFailed, and leaves nothing behind, when the graph differs from the reference; the message names
-    the first layer that does.
+    Runtime's.  atol: as limit_for has it.  Raises CheckFailed, and leaves nothing behind, when the graph differs from the
+    reference; the message names the first layer that does.
     """
     if dtype not in DTYPES or target not in TARGETS:
         known = f"--dtype {'|'.join(DTYPES)} and --target {'|'.join(TARGETS)}"
         raise BadInput(f"there is no export to {dtype} for {target}", remedy=f"choose {known}")
     if dtype == "int8" and target != "cpu":
         raise BadInput(f"8-bit weights are for the CPU, not for {target}", remedy="use --dtype fp16 there")
+    limit = limit_for(dtype, atol)
     graph = traced.take()
     ranges: tuple[LayerRange, ...] = ()
     smoothed: tuple[str, ...] = ()
     with _quiet():
         graph_passes.fold_weight_transposes(graph)
+        constants = graph_passes.weights(graph)
         if dtype == "fp16":
             ranges = precision.guard(traced.absmax)
             precision.to_fp16(graph, ranges)
@@ -171,13 +192,14 @@ def write(traced: Traced, out: Path, *, dtype: str, target: str, threads: int = 
     with _workspace(out) as folder:
         base = folder / dtype
         _save(graph, base)
-        del graph
+        graph_passes.drop((*constants, *graph_passes.weights(graph)))
+        traced.free_weights()
         candidates: tuple[Int8Candidate, ...] = ()
         scheme = why = ""
         if dtype == "int8":
-            candidates, scheme, why = _choose_int8(traced, base, threads)
+            candidates, scheme, why = _choose_int8(traced, base, threads, limit)
             base = folder / scheme
-        parity = _gate(traced, base, dtype, threads)
+        parity = _gate(traced, base, dtype, threads, limit)
         files = _publish(base, out)
         made = _load(out / GRAPH)
     return ComponentExport(
@@ -195,11 +217,12 @@ def export_encoder(module: Any, pixels: NDArray[np.float32], out: Path) -> Parit
     return write(traced, out, dtype="fp32", target="tensorrt").parity.results()[1]
 
 
-def _gate(traced: Traced, folder: Path, dtype: str, threads: int) -> Parity:
-    parity = measure(traced.component, dtype, _outputs(traced, folder, threads), traced.observation.outputs)
+def _gate(traced: Traced, folder: Path, dtype: str, threads: int, limit: Limit) -> Parity:
+    outputs = _outputs(traced, folder, threads)
+    parity = measure(traced.component, dtype, outputs, traced.observation.outputs, limit=limit)
     if not parity.ok:
-        limit, layers = parity.limit.relative_error, traced.observation.layers
-        require(parity, first_divergence(folder / GRAPH, traced.inputs[0], layers, traced.values, limit=limit))
+        most, layers = limit.relative_error, traced.observation.layers
+        require(parity, first_divergence(folder / GRAPH, traced.inputs[0], layers, traced.values, limit=most))
     return parity
 
 
@@ -208,7 +231,7 @@ def _outputs(traced: Traced, folder: Path, threads: int) -> list[NDArray[np.floa
     return [encoder.encode(arrays, check=False) for arrays in traced.inputs]
 
 
-def _choose_int8(traced: Traced, base: Path, threads: int) -> tuple[tuple[Int8Candidate, ...], str, str]:
+def _choose_int8(traced: Traced, base: Path, threads: int, limit: Limit) -> tuple[tuple[Int8Candidate, ...], str, str]:
     """Make each scheme's graph beside the fp32 one; of those that pass, the fastest within the aim is kept."""
     candidates = []
     for scheme, quantize in precision.INT8_SCHEMES.items():
@@ -220,7 +243,8 @@ def _choose_int8(traced: Traced, base: Path, threads: int) -> tuple[tuple[Int8Ca
         folder = base.with_name(scheme)
         _save(graph, folder)
         del graph
-        parity = measure(traced.component, "int8", _outputs(traced, folder, threads), traced.observation.outputs)
+        outputs = _outputs(traced, folder, threads)
+        parity = measure(traced.component, "int8", outputs, traced.observation.outputs, limit=limit)
         size = sum(file.stat().st_size for file in folder.iterdir())
         speed = _median_ms(folder, traced.inputs[0], threads)
         candidates.append(Int8Candidate(scheme, parity.cosine, parity.relative_error, speed, size, parity.ok))

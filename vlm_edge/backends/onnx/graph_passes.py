@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,17 @@ def drop_stack_traces(model: Any) -> None:
     """The exporter notes on every node from which lines of which files it came: this machine's paths, in every bundle."""
     for node in model.graph:
         node.metadata_props.pop(_STACK_TRACE, None)
+
+
+def weights(model: Any) -> list[Any]:
+    """The graph's constants as they are now."""
+    return list(model.graph.initializers.values())
+
+
+def drop(constants: Iterable[Any]) -> None:
+    """Let go of constants that have been written: the rewriter's rules keep the last graph that they saw, and what it had."""
+    for value in constants:
+        value.const_value = None
 
 
 def layer_values(model: Any) -> dict[str, str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.observe import LayerSample
+from vlm_edge.backends.onnx.session import LOG_FATAL_ONLY, PROVIDERS, import_runtime
 from vlm_edge.core.bundle import ParityResult
 from vlm_edge.errors import CheckFailed
 
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The least cosine and the largest ||graph - reference|| / ||reference|| (Frobenius) over all inputs."""
+    """The least cosine and the largest ||graph - reference|| / ||reference|| (Frobenius) over all inputs.
+
+    max_error: the largest difference of one value; None where nobody asked for such a limit, since what is much depends on the
+    size of the values.
+    """
 
     cosine: float
     relative_error: float
+    max_error: float | None = None
 
 
 LIMITS = {
@@ -49,17 +54,22 @@ class Parity:
 
     @property
     def ok(self) -> bool:
-        """Finite, and within both limits."""
-        return self.finite and self.cosine >= self.limit.cosine and self.relative_error <= self.limit.relative_error
+        """Finite, and within all limits."""
+        return all(row.ok for row in self.results())
 
     def results(self) -> tuple[ParityResult, ...]:
         """The rows for a manifest."""
         near = self.finite and self.cosine >= self.limit.cosine
         close = self.finite and self.relative_error <= self.limit.relative_error
-        return (
+        rows = (
             ParityResult(self.component, "cosine", self.cosine, self.limit.cosine, near),
             ParityResult(self.component, "relative_error", self.relative_error, self.limit.relative_error, close),
         )
+        most = self.limit.max_error
+        if most is None:
+            return rows
+        within = self.finite and self.max_error <= most
+        return *rows, ParityResult(self.component, "max_error", self.max_error, most, within)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class Divergence:
 
     layer: str
     relative_error: float
+
+
+def limit_for(dtype: str, atol: float | None = None) -> Limit:
+    """The table's limits of a dtype; atol: the largest difference of one value, beside them."""
+    return replace(LIMITS[dtype], max_error=atol)
 
 
 def relative_error(measured: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -110,21 +125,29 @@ def measure(
     )
 
 
-def require(parity: Parity, divergence: Divergence | None = None) -> None:
-    """Raise CheckFailed for a parity that is not ok, naming the layer where the graph begins to differ."""
+def require(parity: Parity, divergence: Divergence | None = None, *, remedy: str = "") -> None:
+    """Raise CheckFailed for a parity that is not ok, naming the layer where the graph begins to differ.
+
+    remedy: instead of the one for graphs that torch exported.
+    """
     if parity.ok:
         return
     why = (
         f"cosine {parity.cosine:.6f} (at least {parity.limit.cosine}), "
         f"relative error {parity.relative_error:.2e} (at most {parity.limit.relative_error:.0e})"
-        if parity.finite
-        else "its values are not finite"
     )
+    atol = parity.limit.max_error
+    if atol is not None:
+        why += f", largest difference {parity.max_error:.2e} (at most {atol:g})"
+    if not parity.finite:
+        why = "its values are not finite"
     where = f"; it begins at {divergence.layer} ({divergence.relative_error:.2e})" if divergence else ""
     cure = {"fp32": "try another --opset, and report the model", "fp16": "export with --dtype fp32"}
+    if atol is not None and replace(parity, limit=replace(parity.limit, max_error=None)).ok:
+        cure[parity.dtype] = f"--atol {parity.max_error:.2g} or more would allow it; the other limits are kept"
     raise CheckFailed(
         f"the {parity.dtype} {parity.component} graph differs from torch: {why}{where}",
-        remedy=cure.get(parity.dtype, "export with --dtype fp16 or fp32"),
+        remedy=remedy or cure.get(parity.dtype, "export with --dtype fp16 or fp32"),
     )
 
 
@@ -136,8 +159,7 @@ def first_divergence(
     inputs: those that the samples were taken on.  values: module path -> name of its output in the graph; layers that the graph
     lost to a fusion are passed over.  Returns None when no layer that can be compared differs by more than `limit`.
     """
-    with _exposing(graph, {values[path] for path in layers if path in values}) as (probe, present):
-        measured = _run(probe, inputs, present)
+    measured = _layer_outputs(graph, inputs, {values[path] for path in layers if path in values})
     for path, reference in layers.items():
         array = measured.get(values.get(path, ""))
         if array is not None and array.size == reference.size:
@@ -147,24 +169,20 @@ def first_divergence(
     return None
 
 
-@contextmanager
-def _exposing(graph: Path, names: set[str]) -> Iterator[tuple[Path, list[str]]]:
-    """A copy of the graph with these values as outputs, beside it so that external data are found."""
+def _layer_outputs(graph: Path, inputs: Arrays, names: set[str]) -> dict[str, NDArray[Any]]:
+    """Values inside the graph, of those that it still has, from a copy in memory: nothing is written beside the graph."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
     produced = {output for node in model.graph.node for output in node.output}
     present = sorted(names & produced)
+    if not present:
+        return {}
     already = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in present if name not in already)
-    with tempfile.NamedTemporaryFile(dir=graph.parent, suffix=".onnx") as stream:
-        stream.write(model.SerializeToString())
-        stream.flush()
-        yield Path(stream.name), present
-
-
-def _run(graph: Path, inputs: Arrays, names: list[str]) -> dict[str, NDArray[Any]]:
-    from vlm_edge.backends.onnx.session import open_session
-
-    session = open_session(graph, target="cpu", threads=1)
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True)) if names else {}
+    runtime = import_runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = LOG_FATAL_ONLY
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(graph.parent))
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+    return dict(zip(present, session.run(present, dict(inputs)), strict=True))

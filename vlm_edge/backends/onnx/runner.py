@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.session import open_session
 from vlm_edge.core.contracts import Floats
+from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.memory.plan import ENCODE_VIEWS
 
@@ -22,8 +23,8 @@ class OnnxEncoder:
     as a whole, since its parts see each other.
     """
 
-    def __init__(self, graph: Path, *, target: str, threads: int) -> None:
-        self._session = open_session(graph, target=target, threads=threads)
+    def __init__(self, graph: Path, *, target: str, threads: int, providers: Sequence[Any] = ()) -> None:
+        self._session = open_session(graph, target=target, threads=threads, providers=providers)
         inputs = self._session.get_inputs()
         self._names = tuple(value.name for value in inputs)
         batches = {value.shape[0] for value in inputs}
@@ -33,6 +34,20 @@ class OnnxEncoder:
     def inputs(self) -> tuple[str, ...]:
         """Names of the arrays that `encode` needs, in the graph's order."""
         return self._names
+
+    def check_model(self, model: ModelSpec) -> None:
+        """Raise DamagedBundle unless the graph takes the model's views and gives embeddings of its decoder's width."""
+        (output, *_), pixels = self._session.get_outputs(), self._names[0]
+        expected: dict[str, tuple[int | None, ...]] = {
+            output.name: (*[None] * (len(output.shape) - 1), model.projector.output)
+        }
+        if self._by_views and self._names == ("pixel_values",):
+            side = model.geometry.view_px
+            expected = {
+                pixels: (None, 3, side, side),
+                output.name: (None, model.geometry.tokens_per_view, *expected[output.name][2:]),
+            }
+        self._session.check_shapes(expected)
 
     def encode(self, pixels: Floats | Mapping[str, NDArray[Any]], *, check: bool = True) -> Floats:
         """Visual embeddings, [V, P, Dl] of views or [rows, Dl] of packed patches.

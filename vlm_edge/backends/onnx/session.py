@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +13,9 @@ from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependen
 
 VARIANTS = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CUDA = "the CUDA and cuDNN"
+_LIBRARIES = {"TensorrtExecutionProvider": "the TensorRT and CUDA"}
+"""What a provider loads when it starts."""
 LOG_FATAL_ONLY = 4
 """Errors are raised; ONNX Runtime would also print them, amid a program's own output."""
 
@@ -50,6 +53,11 @@ def available_targets() -> tuple[str, ...]:
     """`cpu`, and `cuda` where ONNX Runtime was built with it."""
     providers = import_runtime().get_available_providers()
     return tuple(target for target, provider in PROVIDERS.items() if provider in providers)
+
+
+def has_provider(name: str) -> bool:
+    """Whether ONNX Runtime was built with an execution provider; that it starts is seen when a session is opened."""
+    return name in import_runtime().get_available_providers()
 
 
 class Graph:
@@ -97,27 +105,36 @@ class Graph:
             raise DamagedBundle(why, remedy="export the model again") from cause
 
 
-def open_session(graph: Path, *, target: str, threads: int) -> Any:
-    """A Graph on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle."""
+def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[Any] = (), mapped: bool = False) -> Any:
+    """A Graph on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle.
+
+    providers: in place of the target's own, as InferenceSession takes them; the first has to start.
+    mapped: leave weights in the file, which the system reads and drops as it needs: for graphs larger than the memory. Weights in
+    fp16 come to lie there in fp32 all the same, where a CPU has no kernels for fp16.
+    """
     runtime = import_runtime()
     if target not in available_targets():
         raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
+    chosen = list(providers) or [PROVIDERS[target]]
+    first = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_FATAL_ONLY
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if target == "cuda" else "1")
     try:
         with _utf8(graph) as path:
-            session = runtime.InferenceSession(str(path), options, providers=[PROVIDERS[target]])
+            session = runtime.InferenceSession(str(path), options, providers=chosen)
     except Exception as cause:  # ONNX Runtime's exceptions share no public base class
         why = f"{graph} cannot be loaded: {first_line(cause)}"
         raise DamagedBundle(why, remedy="export the model again") from cause
-    if PROVIDERS[target] not in session.get_providers():
+    if first not in session.get_providers():
         # ONNX Runtime goes on with the CPU where a provider's own libraries are missing.
         raise MissingDependency(
-            f"ONNX Runtime could not start {PROVIDERS[target]}",
-            remedy="install the CUDA and cuDNN that this onnxruntime-gpu was built for, or use --device cpu",
+            f"ONNX Runtime could not start {first}",
+            remedy=f"install {_LIBRARIES.get(first, _CUDA)} that this onnxruntime-gpu was built for, or use --device cpu",
         )
     return Graph(session, graph)
 

@@ -66,7 +66,7 @@ def failure(log: Any, what: str) -> BadInput:
 
 
 _LESS_MEMORY = "close what else uses the GPU, or allow fewer tiles (--max-tiles)"
-_MORE_WORKSPACE = "give the build more workspace (a larger --budget)"
+_MORE_WORKSPACE = "run the script of --emit-script with a larger workspace in --memPoolSize; its engine is taken over"
 _REBUILD = "build the engine again on this machine: vlm-edge export MODEL OUT --backend tensorrt"
 _REMEDIES = (
     ("out of memory", _LESS_MEMORY),

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlm_edge.backends.tensorrt import cuda
 from vlm_edge.backends.tensorrt.engine_key import Machine
 from vlm_edge.backends.tensorrt.settings import BuildSettings
 
 Provider = str | tuple[str, dict[str, str]]
+NAME = "TensorrtExecutionProvider"
+
+
+def machine_of(runtime_version: str) -> Machine:
+    """The first visible GPU with the TensorRT inside an ONNX Runtime, which does not tell its version but has one for each.
+
+    runtime_version: of ONNX Runtime.  Raises MissingDependency or BadInput without a driver or a GPU.
+    """
+    return Machine(*cuda.describe_gpu(), f"onnxruntime-{runtime_version}")
 
 
 def execution_providers(settings: BuildSettings, out_dir: Path, machine: Machine) -> list[Provider]:
     """What `onnxruntime.InferenceSession(graph, providers=...)` takes to run a graph through TensorRT.
 
     Engines and timings are cached in a folder of `out_dir` that carries the machine in its name, since ONNX Runtime's own
-    names hold the compute capability but not the GPU. With fp16 and int8 off, ONNX Runtime builds a strongly typed network
-    from the graph's own types. What TensorRT leaves goes to CUDA and not to the CPU, where it would be slow in silence.
+    names hold the compute capability but not the GPU; ONNX Runtime makes it, in an `out_dir` that exists. With fp16 and int8
+    off, it builds a strongly typed network from the graph's own types. What TensorRT leaves goes to CUDA and not to the CPU,
+    where it would be slow in silence.
     """
     cache = str(out_dir / f"onnxruntime-{machine.stem}")
     least, best, largest = (named_shape(settings.input_name, shape) for shape in settings.shapes())
@@ -32,7 +43,7 @@ def execution_providers(settings: BuildSettings, out_dir: Path, machine: Machine
         "trt_profile_opt_shapes": best,
         "trt_profile_max_shapes": largest,
     }
-    return [("TensorrtExecutionProvider", options), ("CUDAExecutionProvider", {"device_id": "0"})]
+    return [(NAME, options), ("CUDAExecutionProvider", {"device_id": "0"})]
 
 
 def named_shape(name: str, shape: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,8 +59,17 @@ class TensorRtEncoder:
         scratch = int(getattr(self._engine, "device_memory_size_v2", 0) or 0)
         return scratch + self._pixels.size_bytes + self._features.size_bytes
 
-    def encode(self, pixels: Floats) -> Floats:
-        """Visual embeddings [B, P, Dl] in fp32; raises CheckFailed when any is not finite, BadInput for another shape."""
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The name of the only array that `encode` needs."""
+        return (self._input,)
+
+    def encode(self, pixels: Floats | Mapping[str, NDArray[Any]], *, check: bool = True) -> Floats:
+        """Pixels [B, 3, S, S], alone or by name -> visual embeddings [B, P, Dl] in fp32.
+
+        check: refuse values that are not finite.  Raises CheckFailed for those, BadInput for another shape.
+        """
+        pixels = pixels[self._input] if isinstance(pixels, Mapping) else pixels
         if pixels.shape[1:] != self._view_shape:
             raise BadInput(
                 f"views of {list(pixels.shape[1:])} do not go into an engine for {list(self._view_shape)}",
@@ -69,7 +79,7 @@ class TensorRtEncoder:
         features = np.empty((len(pixels), *self._feature_shape), np.float32)
         for start in range(0, len(pixels), self.max_views):
             features[start : start + self.max_views] = self._run(pixels[start : start + self.max_views])
-        if not np.isfinite(features).all():
+        if check and not np.isfinite(features).all():
             raise CheckFailed(
                 "the vision encoder produced values that are not finite",
                 remedy="export the vision encoder again with --dtype fp32",

@@ -41,7 +41,7 @@ class BuildSettings:
         if self.workspace_bytes < LEAST_WORKSPACE_BYTES:
             raise BadInput(
                 f"{format_bytes(self.workspace_bytes)} of workspace are too few for TensorRT",
-                remedy=f"leave it {format_bytes(LEAST_WORKSPACE_BYTES)} or more: a larger --budget, or fewer tiles",
+                remedy=f"leave it {format_bytes(LEAST_WORKSPACE_BYTES)} or more",
             )
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

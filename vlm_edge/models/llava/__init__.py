@@ -12,4 +12,6 @@ FAMILY = VlmFamily(
     prompt=LlavaPrompt,
     merge_sites=frozenset({"before_projector", "after_projector"}),
     model_types=MODEL_TYPES,
+    free_tiles=True,
+    reducible=True,
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.models.llava_next.prompt import LlavaNextPrompt
 from vlm_edge.models.llava_next.spec import MODEL_TYPES, spec_from_config
 
 FAMILY = VlmFamily(
     name="llava_next",
     spec=spec_from_config,
-    prompt=None,
+    prompt=LlavaNextPrompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
 )

@@ -7,8 +7,8 @@ from transformers import LlavaNextForConditionalGeneration
 
 from vlm_edge.models.vision_towers import FeaturesAndProjector
 
-PARTS = ("model.vision_tower", "model.multi_modal_projector")
-"""What `VisionAndProjector` needs of the model, as models.weights.load_parts takes it."""
+PARTS = ("model.vision_tower", "model.multi_modal_projector", "model.image_newline")
+"""What `VisionAndProjector` and `image_newline` need of the model, as models.weights.load_parts takes it."""
 
 
 class VisionAndProjector(FeaturesAndProjector):

@@ -71,6 +71,9 @@ def prepare(image: Rgb, settings: ImageSettings) -> ImageInputs:
     image_px = require_rgb(image)
     layout = settings.geometry.layout(image_px)
     side = settings.geometry.view_px
+    if layout.views == 1:
+        view = resized(image, (side, side), settings.resample)
+        return ImageInputs({"pixel_values": settings.pixels.stack([view])}, ((0, 0, *image_px),), layout)
     x0, y0, x1, y1 = layout.content
     fitted = resized(image, (x1 - x0, y1 - y0), settings.resample)
     canvas = padded(fitted, (0, 0, *layout.canvas_px), (x0, y0), _BLACK)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.models.paligemma.prompt import PaligemmaPrompt
 from vlm_edge.models.paligemma.spec import MODEL_TYPES, spec_from_config
 
 FAMILY = VlmFamily(
     name="paligemma",
     spec=spec_from_config,
-    prompt=None,
+    prompt=PaligemmaPrompt,
     merge_sites=frozenset({"before_projector", "after_projector"}),
     model_types=MODEL_TYPES,
+    reducible=True,
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.models.qwen2_5_vl.prompt import Qwen25VlPrompt
 from vlm_edge.models.qwen2_5_vl.spec import MODEL_TYPES, spec_from_config
 
 FAMILY = VlmFamily(
     name="qwen2_5_vl",
     spec=spec_from_config,
-    prompt=None,
+    prompt=Qwen25VlPrompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.models.qwen2_vl.prompt import Qwen2VlPrompt
 from vlm_edge.models.qwen2_vl.spec import MODEL_TYPES, spec_from_config
 
 FAMILY = VlmFamily(
     name="qwen2_vl",
     spec=spec_from_config,
-    prompt=None,
+    prompt=Qwen2VlPrompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
 )

@@ -1,0 +1,84 @@
+"""What transformers makes of given input embeddings, one decoder layer in memory at a time: the reference for a decoder graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vlm_edge.core.checkpoint import Checkpoint
+from vlm_edge.models.layouts import find_layout
+from vlm_edge.models.weights import empty_model, filled_in_turn, load_parts, read
+
+HEAD_ROWS = 4096
+"""Rows of the head that are read together: 64 MiB in fp32 for a hidden size of 4096."""
+Floats = NDArray[np.float32]
+
+
+def embedding_scale(checkpoint: Checkpoint) -> float:
+    """What the decoder's class multiplies rows of its table with before the first layer: sqrt(hidden) for Gemma, else 1."""
+    table = empty_model(checkpoint, dtype=torch.float32).get_input_embeddings()
+    return float(getattr(table, "scalar_embed_scale", 1.0))
+
+
+def reference_logits(
+    checkpoint: Checkpoint,
+    embeds: Floats,
+    *,
+    prompt: int,
+    positions: NDArray[np.int64] | None = None,
+    bidirectional_prefix: bool = False,
+) -> Floats:
+    """Logits fp32 [N, L - prompt + 1, V] at the prompt's last position and each one after it, in fp32.
+
+    embeds: [N, L, D], as the first layer reads them.  positions: [N, 3, L] for three-part rotary positions.
+    bidirectional_prefix: the prompt attends in both directions, what follows to what came before it; the model's own class
+    makes the mask.  Attention is transformers' eager one, the only one that knows every architecture's soft caps.
+    Memory: one layer in fp32, HEAD_ROWS rows of the head, the activations of N x L tokens; time: every weight is read once.
+    Raises BadInput as models.weights does.
+    """
+    whole = empty_model(checkpoint, dtype=torch.float32, attention="eager")
+    decoder, head = _path(whole, whole.get_decoder()), _path(whole, whole.get_output_embeddings())
+    whole = load_parts(checkpoint, (f"{decoder}.norm",), dtype=torch.float32, attention="eager")
+    language = whole.get_submodule(decoder)
+    config = language.config
+    language.rotary_emb = type(language.rotary_emb)(config=config)
+    layers = [f"{decoder}.layers.{index}" for index in range(len(language.layers))]
+    options: dict[str, torch.Tensor] = {}
+    if positions is not None:
+        options["position_ids"] = torch.from_numpy(np.ascontiguousarray(positions.transpose(1, 0, 2)))
+    if bidirectional_prefix:
+        kinds = torch.ones(embeds.shape[:2], dtype=torch.long)
+        kinds[:, :prompt] = 0
+        options["token_type_ids"] = kinds
+    reader = whole.model if bidirectional_prefix else language
+    with torch.no_grad(), filled_in_turn(whole, checkpoint, layers):
+        hidden = reader(inputs_embeds=torch.from_numpy(embeds), use_cache=False, **options).last_hidden_state
+        last = hidden[:, prompt - 1 :]
+        logits = torch.cat([last @ rows.T for rows in _head_rows(whole, checkpoint, head)], dim=-1)
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+    found: Floats = logits.numpy()
+    return found
+
+
+def _head_rows(whole: nn.Module, checkpoint: Checkpoint, head: str) -> Iterator[torch.Tensor]:
+    """The head's weight [V, D], or the embedding's that it shares, HEAD_ROWS rows at a time."""
+    name = f"{head}.weight"
+    layout = find_layout(whole, checkpoint, (head,))
+    stored = layout.sources[layout.require([name])[name]].tensors[0]
+    count, width = stored.shape
+    row_bytes = stored.bytes // count
+    for first in range(0, count, HEAD_ROWS):
+        rows = min(HEAD_ROWS, count - first)
+        part = replace(stored, shape=(rows, width), start=stored.start + first * row_bytes, bytes=rows * row_bytes)
+        yield read(part, torch.float32)
+
+
+def _path(model: nn.Module, module: nn.Module) -> str:
+    return next(str(name) for name, found in model.named_modules() if found is module)

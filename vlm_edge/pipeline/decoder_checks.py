@@ -1,0 +1,81 @@
+"""A bundle's decoder: does it load as the decoder that the manifest describes, are its logits finite and as they were stored?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from vlm_edge.backends.onnx import decoder_parity
+from vlm_edge.backends.onnx.parity import LIMITS
+from vlm_edge.core import discover
+from vlm_edge.core.contracts import LlmEngine
+from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
+from vlm_edge.pipeline.checks import Check, Part, limit_of, not_checked, of_parity
+
+REFERENCES = "llm.references"
+POSITIONS = 4
+
+
+def decoder_checks(part: Part) -> Iterator[Check]:
+    """All that can be asked of one target's decoder here; a target that this machine cannot run is not checked."""
+    text = part.bundle.manifest.model.text
+    try:
+        stored = _stored(part)
+    except DamagedBundle as cause:
+        yield Check(f"parity {part.name}", False, note=cause.message)
+        return
+    context = POSITIONS if stored is None else max(POSITIONS, stored.embeds.shape[1])
+    try:
+        engine = discover.backend("onnx").engine(part.path, text, part.graph.target, part.threads, context)
+    except (BadInput, MissingDependency, DoesNotFit) as cause:
+        yield not_checked(part.name, cause.message)
+        return
+    except DamagedBundle as cause:
+        yield Check(f"load {part.name}", False, note=cause.message)
+        return
+    yield Check(f"load {part.name}", True)
+    embeds = np.random.default_rng(0).normal(scale=0.02, size=(POSITIONS, text.hidden)).astype(np.float32)
+    positions = np.tile(np.arange(POSITIONS), (3, 1)) if text.mrope_sections else None
+    try:
+        logits = engine.forward(embeds, positions)
+    except DoesNotFit as cause:
+        yield not_checked(f"finite {part.name}", cause.message)
+        return
+    except DamagedBundle as cause:
+        yield Check(f"finite {part.name}", False, note=cause.message)
+        return
+    wrong = int(np.count_nonzero(~np.isfinite(logits)))
+    yield Check(f"finite {part.name}", wrong == 0, wrong, 0)
+    yield from _against_references(part, engine, stored)
+
+
+def _stored(part: Part) -> decoder_parity.DecoderReferences | None:
+    known = {(artifact.role, artifact.target) for artifact in part.bundle.manifest.artifacts}
+    if (REFERENCES, part.graph.target) not in known:
+        return None
+    return decoder_parity.load(part.bundle.path(REFERENCES, target=part.graph.target))
+
+
+def _against_references(
+    part: Part, engine: LlmEngine, stored: decoder_parity.DecoderReferences | None
+) -> Iterator[Check]:
+    """The engine against the logits that were stored with it, one check for each metric."""
+    name = f"parity {part.name}"
+    if stored is None:
+        yield not_checked(name, "the bundle holds no references of its decoder")
+        return
+    if part.graph.dtype not in LIMITS:
+        yield not_checked(name, f"there is no limit for dtype {part.graph.dtype or 'unknown'}")
+        return
+    text = part.bundle.manifest.model.text
+    if stored.embeds.shape[2] != text.hidden or (stored.positions is not None) != bool(text.mrope_sections):
+        yield Check(name, False, note="its references are those of another decoder")
+        return
+    try:
+        parity = decoder_parity.compare(engine, stored, part.graph.dtype, limit=limit_of(part))
+    except DamagedBundle as cause:
+        yield Check(name, False, note=cause.message)
+        return
+    yield from (of_parity("parity", replace(row, component=part.name)) for row in parity.results())

@@ -1,0 +1,109 @@
+"""The plan of one question, and what can be refused from the manifest and the images' headers alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+from PIL.Image import Image as PilImage
+
+from vlm_edge.core import discover, host
+from vlm_edge.core.bundle import Bundle
+from vlm_edge.core.geometry import ImageLayout
+from vlm_edge.errors import BadInput, DoesNotFit
+from vlm_edge.memory.formulas import image_decode_bytes
+from vlm_edge.memory.plan import Load, Plan, plan_run
+from vlm_edge.pipeline.options import AskOptions, Look
+from vlm_edge.units import format_bytes
+from vlm_edge.vision import sources
+
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
+REDUCED_DECODE_FACTOR = 4
+
+
+def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
+    """Size and format without decoding; arrays and PIL images tell theirs."""
+    if isinstance(source, np.ndarray):
+        height, width = source.shape[:2] if source.ndim >= 2 else (0, 0)
+        return sources.ImageHeader(int(width), int(height), "array", "RGB")
+    if isinstance(source, PilImage):
+        # no format: a PIL image is read in full, a JPEG as well
+        return replace(sources.probe(source, max_pixels=max_pixels), format="memory")
+    return sources.probe(source, max_pixels=max_pixels)
+
+
+def plan(
+    bundle: Bundle,
+    options: AskOptions,
+    *,
+    images: tuple[sources.ImageHeader, ...],
+    budget_bytes: int | None,
+    again: bool = False,
+) -> Plan:
+    """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now.
+
+    again: the process has answered before.
+    """
+    limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
+    family = discover.family(bundle.manifest.model.family)
+    look = Look.of(options, defaults, limits.max_tiles, family)
+    sizes: dict[str, int] = {}
+    for artifact in bundle.manifest.artifacts:
+        sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
+    if budget_bytes is None:
+        free = host.available_bytes()
+        budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
+    decode = tuple(_decode_bytes(header, reduced_px(bundle, look)) for header in images)
+    layouts = None if family.free_tiles else image_layouts(bundle, images, look)
+    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len, layouts=layouts, again=again)
+    return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
+
+
+def reduced_px(bundle: Bundle, look: Look) -> int | None:
+    """The short side that is enough for one view of the whole image; None where every pixel is needed."""
+    geometry = bundle.manifest.model.geometry
+    return geometry.view_px * REDUCED_DECODE_FACTOR if look.whole and geometry.fixed_views else None
+
+
+def image_layouts(bundle: Bundle, images: Sequence[sources.ImageHeader], look: Look) -> tuple[ImageLayout, ...]:
+    """How the family's own rules cut each image.
+
+    Raises BadInput for an image that they refuse, or cut into more tiles than the Look allows.
+    """
+    geometry = bundle.manifest.model.geometry
+    if look.whole:
+        geometry = geometry.whole()
+    layouts = tuple(geometry.layout((image.width, image.height)) for image in images)
+    for image, layout in zip(images, layouts, strict=True):
+        tiles = layout.views - 1
+        if tiles > look.max_tiles and not look.whole:
+            limit = bundle.manifest.limits.max_tiles
+            raise BadInput(
+                f"an image of {image.width}x{image.height} px is cut into {tiles} tiles; {look.max_tiles} are allowed",
+                remedy=f"use --max-tiles {tiles}, or --tiling none" if tiles <= limit else "use --tiling none",
+            )
+    return layouts
+
+
+def _decode_bytes(header: sources.ImageHeader, at_least_px: int | None) -> int:
+    """at_least_px: what sources.load_reduced is asked for; None where the image is read in full."""
+    factor = 1
+    if at_least_px is not None and header.format == "JPEG":
+        factor = sources.reduction(header.width, header.height, at_least_px=at_least_px)
+    return image_decode_bytes(
+        pixels=header.width * header.height, file_format=header.format, reduction=factor, progressive=header.progressive
+    )
+
+
+def check_fits(planned: Plan, *, remark: str = "") -> None:
+    """Raise DoesNotFit when a plan's peak exceeds its budget.  remark: what else the message says."""
+    if not planned.fits:
+        largest = max((i for i in planned.items if planned.peak_phase in i.phases), key=lambda item: item.bytes)
+        raise DoesNotFit(
+            f"{planned.peak_phase} needs {format_bytes(planned.peak_bytes)}; {format_bytes(planned.budget_bytes)} are allowed"
+            f"{remark}",
+            remedy=f"raise --budget, or shrink the largest part, {largest.name} ({format_bytes(largest.bytes)}: {largest.formula})",
+        )
