@@ -32,6 +32,8 @@ from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
 from vlm_edge.core.contracts import Backend
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.pipeline import export as export_module
+from vlm_edge.pipeline import run
+from vlm_edge.pipeline.encoders import open_encoder
 from vlm_edge.pipeline.export import ALL_COMPONENTS, COMPONENTS, ExportOptions, export_model
 
 STEPS = 24
@@ -177,13 +179,16 @@ class Runnable:
         """A pipeline over the bundle's encoder and the reference decoder, or the bundle's own."""
         real = discover.backend("onnx")
         engine = TorchEngine(self.model)
-        encoder = real.encoder if self.traced else lambda *_: TorchEncoder(self.family, self.model)
+        encoder = open_encoder if self.traced else lambda *_: TorchEncoder(self.family, self.model)
 
         def start(path: Path, text: TextSpec, target: str, threads: int, context: int) -> TorchEngine:
             engine.graph = real.engine(path, text, target, threads, context) if graph else None
             return engine
 
-        with patch.object(discover, "backend", lambda _: Backend("onnx", encoder, start)):
+        with (
+            patch.object(discover, "backend", lambda _: Backend("onnx", real.encoder, start)),
+            patch.object(run, "open_encoder", encoder),
+        ):
             return Pipeline.load(self.bundle, device="cpu", threads=1), engine
 
     def inputs(self, question: str, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
