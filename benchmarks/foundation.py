@@ -1,7 +1,7 @@
 """Sizes, start-up, speed and memory of the embedded model on this machine.
 
 python benchmarks/foundation.py size --venv .venv-run     installed MiB by package, .pyc files left out
-python benchmarks/foundation.py start                     --help against importing typer and rich; a cold run
+python benchmarks/foundation.py start                     --help against importing typer and rich; a cold run and a plan
 python benchmarks/foundation.py warm                      ms by stage through the API, first and second question
 python benchmarks/foundation.py flat                      resident memory over 500 questions in one process
 """
@@ -56,6 +56,8 @@ def start(runs: int = 11) -> None:
     )
     cold = _median_s([sys.executable, "-m", "vlm_edge.cli", "run", str(PAGE), "what is the total?"], runs)
     print(f"vlm-edge run on the sample page, cold process: {1000 * cold:.0f} ms")
+    planned = _median_s([sys.executable, "-m", "vlm_edge.cli", "plan", "llava-1.5-7b", "--device", "rtx-4090"], runs)
+    print(f"vlm-edge plan llava-1.5-7b --device rtx-4090: {1000 * planned:.0f} ms; {planned / shown:.2f} times --help")
     done = subprocess.run(
         [sys.executable, "-m", "vlm_edge.cli", "run", str(PAGE), "what is the total?", "--json"],
         check=True, capture_output=True,

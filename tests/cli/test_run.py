@@ -20,7 +20,9 @@ from vlm_edge.cli.main import execute
 from vlm_edge.core import host
 from vlm_edge.core.bundle import hash_file, open_bundle, write_manifest
 from vlm_edge.core.resources import resource_dir
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.options import AskOptions
+from vlm_edge.pipeline.run import NANO, plan
+from vlm_edge.vision.sources import probe
 
 PAGE = resource_dir("calibration") / "pages/receipt.png"
 TOTAL = "what is the total?"
@@ -188,6 +190,26 @@ def test_a_budget_that_is_too_small_is_refused_before_loading(
 
     monkeypatch.setattr(session, "open_session", lambda *_, **__: pytest.fail("a session was opened"))
     assert "--budget" in refused("run", str(PAGE), TOTAL, "--budget", "40MiB", code=1)
+
+
+def test_a_budget_for_fewer_tiles_lowers_them_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Between what six tiles need and what none does, as many as fit are shown."""
+    header = probe(PAGE)
+    bundle = open_bundle(NANO)
+
+    def peak(tiles: int) -> int:
+        return plan(bundle, AskOptions(max_tiles=tiles), images=(header,), budget_bytes=1 << 40).peak_bytes
+
+    budget = (peak(3) + peak(4)) // 2
+    assert execute(["run", str(PAGE), TOTAL, "--budget", str(budget), "--json"]) == 0
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    assert answer["lowered"] == {"asked_tiles": 6, "max_tiles": 3}
+    assert len(answer["tiles"]) <= 3
+    assert answer["memory"]["planned_peak_bytes"] <= budget
+    assert "6 tiles do not fit" in shown.err
+    assert execute(["run", str(PAGE), TOTAL, "--budget", "8GiB", "--json"]) == 0
+    assert "lowered" not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("target", ["missing/seen.png", ".", "seen.jpeg"])

@@ -36,6 +36,12 @@ def changed(bundle: Bundle, **fields: Any) -> Bundle:
 
 
 REFUSED: list[tuple[str, Any]] = [
+    ("model__vision__joint_views", 0),
+    ("model__vision__temporal_patch", 0),
+    ("model__vision__window_px", -1),
+    ("model__projector__merge", 0),
+    ("model__text__sliding_window", -1),
+    ("model__text__cross_attention_layers", [-1]),
     ("model__text__kv_heads", 0),
     ("model__text__kv_heads", 3),
     ("model__text__head_dim", -1),

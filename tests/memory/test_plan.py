@@ -12,6 +12,7 @@ from vlm_edge.core.geometry import PatchGeometry, TileGeometry, TokenGeometry, v
 from vlm_edge.core.specs import ModelSpec, ProjectorSpec, TextSpec, VisionSpec
 from vlm_edge.memory import formulas
 from vlm_edge.memory.plan import PHASES, RUNTIME_BYTES, Load, Plan, plan_run
+from vlm_edge.memory.vision import vision_activation_bytes
 
 CLIP_L_336 = VisionSpec(width=1024, layers=23, heads=16, mlp=4096, image_px=336, patch_px=14)
 SMALL = ModelSpec(
@@ -63,21 +64,33 @@ def test_published_sizes_of_a_token_in_the_kv_cache(name: str, spec: TextSpec, b
 
 
 def test_a_large_towers_activations_by_hand() -> None:
-    # 577 tokens; q, k, v, output 4 * 577 * 1024 = 2,363,392; scores 2 * 16 * 577**2 = 10,653,728; MLP 2 * 577 * 4096 =
-    # 4,726,784; residual and its normed copy 2 * 577 * 1024 = 1,181,696; pixels 3 * 336**2 = 338,688
-    unfused = formulas.vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2)
-    assert unfused == 2 * (338_688 + 1_181_696 + 2_363_392 + 10_653_728)
-    fused = formulas.vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2, fused=True)
-    assert fused == 2 * (338_688 + 1_181_696 + 4_726_784)
-    assert formulas.vision_activation_bytes(CLIP_L_336, views=5) == 10 * unfused
+    # 577 tokens; scores 16 * 577**2 = 5,326,864; MLP 3 * 577 * 4096 = 7,090,176; 577 * 1024 = 590,848; pixels 3 * 336**2
+    assert vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2) == 2 * (
+        338_688 + 2 * 5_326_864 + 7_090_176 + 6 * 590_848
+    )
+    in_place = vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2, score_copies=1)
+    assert in_place == 2 * (338_688 + 5_326_864 + 7_090_176 + 6 * 590_848)
+    fused = vision_activation_bytes(CLIP_L_336, views=1, elem_bytes=2, fused=True)
+    assert fused == 2 * (338_688 + 7_090_176 + 9 * 590_848)
+    assert vision_activation_bytes(CLIP_L_336, views=5, score_copies=1) == 10 * in_place
 
 
 def test_prefill_activations_by_hand() -> None:
-    # Qwen2.5-7B: 2 * 3584 for the residual stream, 3 * 18,944 for the MLP, both times 4 bytes
     spec = replace(text(28, 4), hidden=3584, heads=28, intermediate=18_944)
-    assert formulas.prefill_activation_bytes(spec, tokens=512) == 512 * 256_000
+    # Qwen2.5-7B: 9 * 3584, 6 * 18,944 for the MLP, twice the (28 + 2 * 4) * 128 of q, k and v; times 4 bytes
+    assert formulas.prefill_activation_bytes(spec, tokens=512) == 512 * 4 * (32_256 + 113_664 + 9_216)
+    # lean: 3 * 3584 for the residual stream, its normed copy and the output, 3 * 18,944 for the MLP
+    assert formulas.prefill_activation_bytes(spec, tokens=512, lean=True) == 512 * 270_336
     # a model with a narrow MLP holds q, k, v and the attention's output instead
-    assert formulas.prefill_activation_bytes(replace(spec, intermediate=1000), tokens=1) == 4 * (7168 + 36 * 128 + 3584)
+    narrow = replace(spec, intermediate=1000)
+    assert formulas.prefill_activation_bytes(narrow, tokens=1, lean=True) == 4 * (10_752 + 36 * 128 + 3584)
+
+
+def test_prefill_activations_as_measured_here() -> None:
+    """KiB a position of ONNX Runtime on a CPU, chunks of 512, the cache left out: never under by more than 4%."""
+    for hidden, inner, heads, kv, kib in ((1024, 2816, 16, 4, 107), (2048, 5632, 32, 4, 230)):
+        spec = replace(text(6, kv, 64), hidden=hidden, heads=heads, intermediate=inner)
+        assert 0.96 * kib < formulas.prefill_activation_bytes(spec, tokens=1) / 1024 < 1.1 * kib
 
 
 @pytest.mark.parametrize(
@@ -99,32 +112,40 @@ def planned(budget_bytes: int = 1 << 40, **changes: object) -> Plan:
 
 
 def test_every_phase_by_hand() -> None:
-    plan = planned()
+    plan, again = planned(), planned(again=True)
     weights = 1000 + 500 + 300 + 700 + 50
     kv = 2 * 2 * 2 * 4 * 50 * 4
     visual = 3 * 5
-    embeddings = 2 * visual * 16 * 4
-    # 5 tokens, width 4: scores 2 * 2 * 25 and q, k, v, output 4 * 20 exceed the MLP's 2 * 40
-    tower = 3 * 4 * (3 * 28 * 28 + 2 * 20 + 180)
-    prefill = 50 * 4 * (2 * 16 + 3 * 32)
+    embeddings = 2 * 12 * 16 * 4  # the separators' embeddings are the text's
+    # 5 tokens, width 4: scores once, 2 * 25; 3 * 5 * 8 of the MLP, 6 * 5 * 4 of the width
+    tower = 3 * 4 * (3 * 28 * 28 + 50 + 120 + 120)
+    prefill = 50 * 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4)
+    pixels = 2 * 3 * 3 * 28 * 28 * 4  # all views of one image, before and after normalising
+    decode = 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4) + 3 * 8 * 100
+    arenas = tower + prefill  # what a session has once held it keeps, for the next question too
+    reserve = (arenas + embeddings + 400 + decode) // 16
     base = RUNTIME_BYTES + weights
     assert plan.visual_tokens == visual
     assert dict(plan.phases) == {
         "load": base,
-        "preprocess": base + kv + 9000,
-        "encode": base + kv + embeddings + tower,
-        "prefill": base + kv + embeddings + prefill + 400,
-        "decode": base + kv + embeddings + 400,
+        "preprocess": base + pixels + 9000,
+        "encode": base + tower + reserve + pixels + embeddings,
+        "prefill": base + kv + arenas + reserve + embeddings + 400,
+        "decode": base + kv + arenas + reserve + embeddings + 400 + decode,
+    }
+    assert dict(again.phases) == dict(plan.phases) | {
+        "preprocess": base + kv + arenas + pixels + 9000,
+        "encode": base + kv + arenas + reserve + pixels + embeddings,
     }
 
 
 def test_the_peak_is_the_largest_phase_and_no_sum() -> None:
-    plan = planned()
-    assert (plan.peak_phase, plan.peak_bytes) == ("encode", plan.phases["encode"])
+    plan = planned(decode_bytes=(100,))
+    assert (plan.peak_phase, plan.peak_bytes) == ("decode", plan.phases["decode"])
     assert plan.peak_bytes < sum(item.bytes for item in plan.items)
     large = planned(decode_bytes=(9000, 1_000_000, 500))
     assert large.peak_phase == "preprocess"
-    assert large.peak_bytes - plan.phases["preprocess"] == 991_000  # images are decoded one at a time
+    assert large.peak_bytes - plan.phases["preprocess"] == 999_900  # images are decoded one at a time
 
 
 def test_it_fits_exactly_if_the_peak_is_within_the_budget() -> None:
@@ -137,11 +158,9 @@ def test_it_fits_exactly_if_the_peak_is_within_the_budget() -> None:
 def test_a_plan_without_an_image_has_no_vision() -> None:
     plan = planned(decode_bytes=())
     assert plan.visual_tokens == 0
-    assert {item.name: item.bytes for item in plan.items if item.bytes == 0}.keys() == {
-        "image.decode",
-        "vision.activations",
-        "visual_embeddings",
-    }
+    assert not {item.name for item in plan.items} & {
+        "image.decode", "image.pixels", "vision.activations", "visual_embeddings"
+    }  # fmt: skip
 
 
 def test_many_views_are_encoded_in_calls_of_eight() -> None:
@@ -182,7 +201,7 @@ def test_a_reduced_jpeg_costs_its_reduced_pixels_and_a_progressive_one_all_its_c
 
 
 def test_images_that_a_family_cuts_itself_are_planned_by_their_layouts() -> None:
-    """Markers included; pixels of views that wait for their call, and the largest image's activations."""
+    """Markers included in the prompt; all views of the largest image before and after normalising, eight of them in one call."""
     geometry = TileGeometry(28, (2, 2), min_tiles=1, max_tiles=12)
     model = replace(SMALL, geometry=geometry)
     layouts = geometry.layout((336, 28)), geometry.layout((28, 28))
@@ -191,9 +210,9 @@ def test_images_that_a_family_cuts_itself_are_planned_by_their_layouts() -> None
     plan = plan_run(model, ARTIFACTS, load, budget_bytes=1 << 40)
     assert plan.visual_tokens == 13 * 4 + 2 + 4 + 2
     items = {item.name: item.bytes for item in plan.items}
-    call = formulas.vision_activation_bytes(SMALL.vision, views=8)
-    assert items["vision.activations"] == call + 5 * 4 * 3 * 28 * 28
-    assert items["visual_embeddings"] == 2 * plan.visual_tokens * 16 * 4
+    assert items["vision.activations"] == vision_activation_bytes(SMALL.vision, views=8, patches=4, score_copies=1)
+    assert items["image.pixels"] == 2 * 13 * 3 * 28 * 28 * 4
+    assert items["visual_embeddings"] == 2 * (13 * 4 + 4) * 16 * 4
 
 
 def test_a_tower_for_any_size_is_planned_by_the_images_own() -> None:
@@ -203,8 +222,9 @@ def test_a_tower_for_any_size_is_planned_by_the_images_own() -> None:
     plan = plan_run(model, ARTIFACTS, Load((9000,), 0, 50, layouts=(layout,)), budget_bytes=1 << 40)
     (item,) = [item for item in plan.items if item.name == "vision.activations"]
     patches = 40 * 80
-    # two heads' scores before and after softmax, q, k, v and output, the residual stream and its copy, pixels of two frames
-    least = 4 * (2 * 2 * patches**2 + 4 * 4 * patches + 2 * 4 * patches + 2 * 3 * 560 * 1120)
+    # two heads' scores before and after softmax, the bias that keeps images apart as it was measured, q, k, v and output, the
+    # residual stream and its copy, pixels of two frames
+    least = 4 * (2 * 2 * patches**2 + 5 * patches**2 + 4 * 4 * patches + 2 * 4 * patches + 2 * 3 * 560 * 1120)
     assert least <= item.bytes < 1.1 * least
 
 
@@ -219,4 +239,6 @@ def test_a_prompt_that_sees_all_of_itself_is_read_in_one_piece() -> None:
         return next(item.bytes for item in plan.items if item.name == "prefill.activations")
 
     whole = replace(SMALL, text=replace(SMALL.text, bidirectional_prefix=True))
-    assert prefill(whole) == 8 * prefill(SMALL) == formulas.prefill_activation_bytes(SMALL.text, tokens=4096)
+    # four heads' scores of each position over all, which only a causal decoder's kernel takes block by block
+    assert prefill(whole) - 4 * 4096 * 4096 * 4 == 8 * prefill(SMALL)
+    assert 8 * prefill(SMALL) == formulas.prefill_activation_bytes(SMALL.text, tokens=4096)

@@ -16,6 +16,7 @@ from vlm_edge.cli.doctor import doctor
 from vlm_edge.cli.evaluate import evaluate
 from vlm_edge.cli.export import export
 from vlm_edge.cli.info import info
+from vlm_edge.cli.plan import plan
 from vlm_edge.cli.quantize import quantize
 from vlm_edge.cli.run import run
 from vlm_edge.cli.start import main
@@ -63,6 +64,7 @@ def options(
 
 
 app.command("run", cls=PlainUsage)(run)
+app.command("plan", cls=PlainUsage)(plan)
 app.command("eval", cls=PlainUsage)(evaluate)
 app.command("export", cls=PlainUsage)(export)
 app.command("quantize", cls=PlainUsage)(quantize)

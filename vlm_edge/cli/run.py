@@ -28,6 +28,7 @@ from vlm_edge.errors import BadInput
 
 if TYPE_CHECKING:
     from vlm_edge.pipeline.answer import Answer
+    from vlm_edge.pipeline.fit import Fitted
 
 EXAMPLE = 'Example: vlm-edge run page.png "what is the total?" --explain seen.png'
 
@@ -95,11 +96,17 @@ def run(
     from vlm_edge.pipeline.run import Pipeline, find_bundle, preflight
 
     opened = find_bundle(bundle)
-    preflight(opened, images, options, budget)
+    fitted = preflight(opened, images, options, budget)
+    options = fitted.options
+    if fitted.asked_tiles is not None:
+        shown = (
+            f"at most {options.max_tiles} are shown" if options.max_tiles else "the whole image is shown in one view"
+        )
+        render.note(f"{fitted.asked_tiles} tiles do not fit the budget: {shown}")
     pipeline = Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify)
     answer = pipeline.ask(images, question, options, on_text=None if as_json else render.emit)
     if as_json:
-        render.emit_json(answer.to_json())
+        render.emit_json(answer.to_json() | _lowered(fitted))
     else:
         render.emit("", end="\n")
         _summary(answer)
@@ -107,6 +114,13 @@ def run(
         from vlm_edge.pipeline.explain import explain_answer
 
         explain_answer(images[0], answer, explain, geometry=pipeline.bundle.manifest.model.geometry, question=question)
+
+
+def _lowered(fitted: Fitted) -> dict[str, dict[str, int | None]]:
+    """What was changed to keep the budget, as one more key; none where nothing was."""
+    if fitted.asked_tiles is None:
+        return {}
+    return {"lowered": {"asked_tiles": fitted.asked_tiles, "max_tiles": fitted.options.max_tiles}}
 
 
 def _summary(answer: Answer) -> None:

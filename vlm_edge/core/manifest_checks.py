@@ -23,10 +23,14 @@ _MOST = 1 << 24
 _RANGES: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
     ("model.vision", ("width", "heads", "mlp", "image_px", "patch_px"), 1, _MOST),
     ("model.vision", ("layers",), 1, 4096),
+    ("model.vision", ("temporal_patch", "joint_views"), 1, 64),
+    ("model.vision", ("prefix_tokens", "window_px", "full_attention_layers"), 0, _MOST),
     ("model.projector", ("input", "output"), 1, _MOST),
+    ("model.projector", ("merge",), 1, 64),
     ("model.projector", ("hidden",), 0, _MOST),
     ("model.text", ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "max_positions"), 1, _MOST),
     ("model.text", ("layers",), 1, 4096),
+    ("model.text", ("sliding_window", "sliding_layers", "cross_attention_layers"), 0, _MOST),
     ("model.geometry", ("view_px",), 16, 8192),  # below 16 px a tile has no cells to look for detail in
     ("model.geometry", ("grid",), 1, 4096),
     ("model.geometry", ("separator_tokens",), 0, 4096),

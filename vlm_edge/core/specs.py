@@ -31,6 +31,7 @@ class VisionSpec:
     repeated to fill them).
     window_px: side of an attention window, 0 when every layer attends to the whole view; full_attention_layers: the
     layers that do so where others have windows.
+    joint_views: views of one image that attend to each other, padded to that number.
     parameters: weights that an export holds: embeddings, the layers that run, and a norm behind them only where the
     projector reads its output. Pooling heads and mask tokens are not among them. 0: not known (a manifest of old).
     """
@@ -46,6 +47,7 @@ class VisionSpec:
     temporal_patch: int = _later(1)
     window_px: int = _later(0)
     full_attention_layers: tuple[int, ...] = _later(())
+    joint_views: int = _later(1)
     parameters: int = _later(0)
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 

@@ -1,66 +1,64 @@
-"""The plan: what each part needs in each phase, and whether the largest phase fits."""
+"""Plans of a run: from a model's sizes and a request, or from a bundle's own files and one question."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
-from vlm_edge.core.geometry import ImageLayout, visual_token_count
+from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.core.specs import ModelSpec
-from vlm_edge.memory import formulas
+from vlm_edge.errors import BadInput
+from vlm_edge.memory.formulas import image_decode_bytes
+from vlm_edge.memory.items import run_items
+from vlm_edge.memory.phases import PHASES, Basis, Plan, PlanItem, sum_up
+from vlm_edge.memory.request import (
+    ENCODE_VIEWS,
+    PREFILL_CHUNK,
+    Request,
+    Subject,
+    visual_of,
+    visual_of_layouts,
+    visual_of_tiles,
+)
 
-PHASES = ("load", "preprocess", "encode", "prefill", "decode")
-Basis = Literal["exact", "bound", "measured"]
-ENCODE_VIEWS = 8
-PREFILL_CHUNK = 512
-"""Views in one call of the encoder and positions in one of the decoder: the plan's bound, and what the runners keep to."""
-RUNTIME_BYTES = 112 << 20
-"""Python, NumPy, Pillow, tokenizers and ONNX Runtime before any weight: `vlm-edge doctor --json` prints this machine's."""
+__all__ = [
+    "ENCODE_VIEWS", "PHASES", "PREFILL_CHUNK", "RUNTIME_BYTES", "Basis", "Load", "Plan", "PlanItem", "plan_request", "plan_run",
+]  # fmt: skip
+RUNTIME_BYTES = 100 << 20
+"""Python, NumPy, Pillow, tokenizers and ONNX Runtime with its threads: what a process holds once the embedded model is loaded,
+less its weights and cache. 87 MiB through the API and 99 through the command line, 2026-11, Linux x86-64, ONNX Runtime 1.32."""
+CUDA_RUNTIME_BYTES = 512 << 20
+"""A CUDA context with ONNX Runtime's kernels, and cuBLAS workspaces: 0.25 to 0.5 GB are usual, and 8 to 32 MiB."""
 
 
-@dataclass(frozen=True)
-class PlanItem:
-    """One consumer of memory and the phases in which it is alive."""
+def plan_request(subject: Subject, request: Request, *, budget_bytes: int) -> Plan:
+    """The plan of a request; one image is read at a time, in the dearest common format without a size of its own (PNG).
 
-    name: str
-    bytes: int
-    phases: tuple[str, ...]
-    formula: str
-    basis: Basis
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The peak is the largest phase, never the sum of all items."""
-
-    items: tuple[PlanItem, ...]
-    phases: Mapping[str, int]
-    budget_bytes: int
-    visual_tokens: int
-
-    @property
-    def peak_phase(self) -> str:
-        """The phase that needs the most."""
-        return max(self.phases, key=lambda phase: self.phases[phase])
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes that phase needs."""
-        return self.phases[self.peak_phase]
-
-    @property
-    def fits(self) -> bool:
-        """Whether the peak is within the budget."""
-        return self.peak_bytes <= self.budget_bytes
+    Raises BadInput when the visual tokens exceed the context or the model's own positions end before it.
+    """
+    visual = visual_of(subject, request)
+    if request.context > subject.text.max_positions:
+        raise BadInput(
+            f"--max-model-len {request.context} is more than the {subject.text.max_positions} positions of {subject.name}",
+            remedy=f"use --max-model-len {subject.text.max_positions} or less",
+        )
+    if visual.prompt >= request.context:
+        raise BadInput(
+            f"{visual.prompt} visual tokens leave no room in a context of {request.context}",
+            remedy="raise --max-model-len, or lower --max-tiles, --image-size or --keep",
+        )
+    pixels = request.image_px[0] * request.image_px[1]
+    decode = (image_decode_bytes(pixels=pixels),) if visual.views else ()
+    items = run_items(subject, request, visual, decode_bytes=decode, host_runtime=RUNTIME_BYTES)
+    return sum_up(items, budget_bytes=budget_bytes, visual_tokens=visual.tokens)
 
 
 @dataclass(frozen=True)
 class Load:
     """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length.
 
-    layouts: how each image is cut, where a family's own rules do it; then `tiles` is not read.
+    layouts: how each image is cut, where a family's own rules do it; then `tiles` is not read.  again: the process has answered
+    before, and its sessions keep what they held.
     """
 
     decode_bytes: tuple[int, ...]
@@ -68,85 +66,43 @@ class Load:
     context_tokens: int
     kv_bits: int = 32
     layouts: tuple[ImageLayout, ...] | None = None
+    again: bool = False
+
+
+def stored_bytes(artifact_bytes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by role of a bundle's artifacts -> bytes by item; lm_head is inside the decoder's graph, the projector in the tower's.
+
+    Weights count once, since ONNX Runtime repacks them while it reads the file.
+    """
+    graph = {role: size for role, size in artifact_bytes.items() if ".graph" in role}
+    stored = {
+        "llm.weights": sum(size for role, size in graph.items() if role.startswith("llm")),
+        "vision.weights": sum(size for role, size in graph.items() if role.startswith("vision")),
+    }
+    found = {name: size for name, size in stored.items() if size}
+    found |= {"llm.lm_head": 0} if "llm.weights" in found else {}
+    found |= {"projector.weights": 0} if "vision.weights" in found else {}
+    return found | ({"llm.embedding": artifact_bytes["llm.embedding"]} if "llm.embedding" in artifact_bytes else {})
 
 
 def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *, budget_bytes: int) -> Plan:
-    """Plan a run on a CPU from a bundle's own sizes.
+    """Plan a run on a CPU from a bundle's own sizes; what the bundle lacks costs nothing, since it is not loaded.
 
-    artifact_bytes: bytes by role; weights count once, since ONNX Runtime repacks them while it reads the file.
+    artifact_bytes: bytes by role.
     """
-    visual, encode, how = _encoding(model, load)
-    context = load.context_tokens
-    # Tokens that see all of their prompt are read in one piece.
-    chunk = context if model.text.bidirectional_prefix else min(context, PREFILL_CHUNK)
-    always = PHASES
-    later = PHASES[1:]
-    llm = sum(size for role, size in artifact_bytes.items() if role.startswith("llm.graph"))
-    tower = sum(size for role, size in artifact_bytes.items() if role.startswith("vision"))
-    embeds = 4 * model.text.hidden
-    items = (
-        PlanItem("runtime", RUNTIME_BYTES, always, "interpreter and libraries", "measured"),
-        PlanItem("llm.weights", llm, always, "decoder files", "exact"),
-        PlanItem("llm.embedding", artifact_bytes.get("llm.embedding", 0), always, "table, memory-mapped", "bound"),
-        PlanItem("vision.weights", tower, always, "tower and projector files", "exact"),
-        PlanItem(
-            "image.decode",
-            max(load.decode_bytes, default=0),
-            ("preprocess",),
-            "the largest image, by its format",
-            "bound",
-        ),
-        PlanItem(
-            "vision.activations",
-            encode,
-            ("encode",),
-            how,
-            "bound",
-        ),
-        PlanItem("visual_embeddings", 2 * visual * embeds, ("encode", "prefill", "decode"), "2 copies, fp32", "exact"),
-        PlanItem(
-            "kv_cache",
-            formulas.kv_cache_bytes(model.text, tokens=context, elem_bits=load.kv_bits),
-            later,
-            f"{context} positions at {load.kv_bits} bits",
-            "exact",
-        ),
-        PlanItem(
-            "prefill.activations",
-            formulas.prefill_activation_bytes(model.text, tokens=chunk),
-            ("prefill",),
-            f"chunks of {chunk}",
-            "bound",
-        ),
-        PlanItem("logits", 4 * model.text.vocab, ("prefill", "decode"), "last position, fp32", "exact"),
+    absent = dict.fromkeys(("llm.weights", "llm.lm_head", "llm.embedding", "vision.weights", "projector.weights"), 0)
+    subject = Subject(
+        "bundle", model.text, model.vision, model.projector, model.geometry, absent | stored_bytes(artifact_bytes)
     )
-    phases = {phase: sum(item.bytes for item in items if phase in item.phases) for phase in PHASES}
-    return Plan(items, phases, budget_bytes, visual)
-
-
-def _encoding(model: ModelSpec, load: Load) -> tuple[int, int, str]:
-    """Visual tokens and markers of all images, the encoder's bytes, and how those come about."""
+    images = len(load.decode_bytes)
     if load.layouts is None:
-        images = len(load.decode_bytes)
-        views = min(images * (1 + load.tiles), ENCODE_VIEWS)
-        tokens = visual_token_count(model.geometry, tiles=load.tiles, images=images)
-        return tokens, formulas.vision_activation_bytes(model.vision, views=views), f"{views} views in one call"
-    tokens = sum(layout.visual_tokens + layout.marker_tokens for layout in load.layouts)
-    # One image at a time, all of its pixels prepared, at most ENCODE_VIEWS of its views in one call.
-    largest = max(load.layouts, key=lambda layout: layout.views * _view_px(model, layout), default=None)
-    if largest is None:
-        return tokens, 0, "no image"
-    patch_px = model.vision.patch_px
-    side = patch_px * math.ceil(math.sqrt(_view_px(model, largest)) / patch_px)
-    views = min(largest.views, ENCODE_VIEWS)
-    # The formula has the pixels of the call once; views that wait, and repeated frames, come on top.
-    more = largest.views * model.vision.temporal_patch - views
-    encode = formulas.vision_activation_bytes(replace(model.vision, image_px=side), views=views)
-    return tokens, encode + more * formulas.FLOAT32_BYTES * 3 * side * side, f"{views} views in one call"
-
-
-def _view_px(model: ModelSpec, layout: ImageLayout) -> int:
-    """Pixels of the largest view."""
-    if model.geometry.fixed_views:
-        return model.geometry.view_px**2
-    return layout.canvas_px[0] * layout.canvas_px[1]
+        visual = visual_of_tiles(model.vision, model.geometry, tiles=load.tiles, images=images)
+    else:
+        visual = visual_of_layouts(model.vision, model.geometry, load.layouts)
+    request = Request(
+        target="cpu", unified=True, kv_cache={32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[load.kv_bits],
+        vision_dtype="fp32", images=images, tiles=load.tiles, context=load.context_tokens, runtime_bytes=RUNTIME_BYTES,
+        again=load.again,
+    )  # fmt: skip
+    items = run_items(subject, request, visual, decode_bytes=load.decode_bytes)
+    return sum_up(items, budget_bytes=budget_bytes, visual_tokens=visual.prompt)

@@ -17,8 +17,8 @@ from vlm_edge.core.bundle import ArtifactRef, Bundle, Manifest, ParityResult, op
 from vlm_edge.core.bundle_writer import Staged, locked, publish
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle
-from vlm_edge.memory import formulas
 from vlm_edge.memory.plan import ENCODE_VIEWS
+from vlm_edge.memory.vision import vision_activation_bytes
 from vlm_edge.pipeline.calibration import tower_inputs
 from vlm_edge.pipeline.source import Source, bundle_images
 
@@ -72,7 +72,7 @@ def profile(manifest: Manifest, geometry: TokenGeometry) -> BuildSettings:
     limits = manifest.limits
     shapes = ((_LARGE_PX, _LARGE_PX), (_LARGE_PX, _LARGE_PX // 4), (_LARGE_PX // 4, _LARGE_PX))
     tiles = max(limits.max_tiles, *(geometry.layout(shape).views - 1 for shape in shapes))
-    planned = formulas.vision_activation_bytes(manifest.model.vision, views=min(1 + tiles, ENCODE_VIEWS))
+    planned = vision_activation_bytes(manifest.model.vision, views=min(1 + tiles, ENCODE_VIEWS))
     return settings_for(
         replace(limits, max_tiles=tiles),
         image_px=geometry.view_px,

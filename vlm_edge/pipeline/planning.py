@@ -36,9 +36,17 @@ def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
 
 
 def plan(
-    bundle: Bundle, options: AskOptions, *, images: tuple[sources.ImageHeader, ...], budget_bytes: int | None
+    bundle: Bundle,
+    options: AskOptions,
+    *,
+    images: tuple[sources.ImageHeader, ...],
+    budget_bytes: int | None,
+    again: bool = False,
 ) -> Plan:
-    """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now."""
+    """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now.
+
+    again: the process has answered before.
+    """
     limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
     family = discover.family(bundle.manifest.model.family)
     look = Look.of(options, defaults, limits.max_tiles, family)
@@ -50,7 +58,7 @@ def plan(
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
     decode = tuple(_decode_bytes(header, reduced_px(bundle, look)) for header in images)
     layouts = None if family.free_tiles else image_layouts(bundle, images, look)
-    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len, layouts=layouts)
+    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len, layouts=layouts, again=again)
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
 
 
@@ -90,11 +98,12 @@ def _decode_bytes(header: sources.ImageHeader, at_least_px: int | None) -> int:
     )
 
 
-def check_fits(planned: Plan) -> None:
-    """Raise DoesNotFit when a plan's peak exceeds its budget."""
+def check_fits(planned: Plan, *, remark: str = "") -> None:
+    """Raise DoesNotFit when a plan's peak exceeds its budget.  remark: what else the message says."""
     if not planned.fits:
         largest = max((i for i in planned.items if planned.peak_phase in i.phases), key=lambda item: item.bytes)
         raise DoesNotFit(
-            f"{planned.peak_phase} needs {format_bytes(planned.peak_bytes)}; {format_bytes(planned.budget_bytes)} are allowed",
+            f"{planned.peak_phase} needs {format_bytes(planned.peak_bytes)}; {format_bytes(planned.budget_bytes)} are allowed"
+            f"{remark}",
             remedy=f"raise --budget, or shrink the largest part, {largest.name} ({format_bytes(largest.bytes)}: {largest.formula})",
         )

@@ -20,6 +20,7 @@ from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder
+from vlm_edge.pipeline.fit import Fitted, fit_tiles
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.pipeline.planning import ImageInput, check_fits, image_layouts, plan, reduced_px, source_header
 from vlm_edge.pipeline.sampling import choose
@@ -32,6 +33,8 @@ from vlm_edge.vision.fingerprint import fingerprint
 NANO = Path(__file__).parents[1] / "nano"
 EMBEDDED = "nano"
 """The embedded bundle's name where a command asks for a folder; write ./nano for a folder of that name."""
+NO_TILES = "; {family} shows these images in one view each, so there are no tiles to leave out"
+ONE_VIEW_TOO = "; {family} cuts images by rules of its own, and one view of each whole image does not fit either"
 
 
 class Pipeline:
@@ -127,7 +130,9 @@ class Pipeline:
             max_pixels = options.max_pixels or limits.max_pixels
             headers = tuple(source_header(each, max_pixels) for each in images)
             layouts = image_layouts(self.bundle, headers, look)
-            planned = plan(self.bundle, options, images=headers, budget_bytes=self.budget_bytes)
+            planned = plan(
+                self.bundle, options, images=headers, budget_bytes=self.budget_bytes, again=bool(self._in_engine)
+            )
         tokens = self._prompt.tokens(question, layouts)
         self._check_length(self._least_length(tokens, layouts, look), new_tokens)
         seen, keys = [], []
@@ -303,14 +308,25 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
     return open_bundle(NANO if path is None or str(path) == EMBEDDED else Path(path))
 
 
-def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> None:
-    """Refuse from the manifest and the images' headers alone what does not fit, before anything is loaded or decoded.
+def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> Fitted:
+    """Options that fit the budget, from the manifest and the images' headers alone, before anything is loaded or decoded.
 
-    Raises DoesNotFit, and BadImage or BadInput for what the headers and options already show.
+    The number of tiles is lowered where that is enough; a family that cuts images by its own rules has all of its tiles or none.
+    Raises DoesNotFit where it is not, and BadImage or BadInput for what the headers and options already show.
     """
-    max_pixels = options.max_pixels or bundle.manifest.limits.max_pixels
-    headers = tuple(source_header(image, max_pixels) for image in images)
-    check_fits(plan(bundle, options, images=headers, budget_bytes=parse_bytes(budget) if budget else None))
+    limits, limit = bundle.manifest.limits, parse_bytes(budget) if budget else None
+    family = discover.family(bundle.manifest.model.family)
+    headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
+    look = Look.of(options, bundle.manifest.defaults, limits.max_tiles, family)
+    tiles, remark = look.max_tiles, ""
+    if not family.free_tiles:
+        tiles = max((layout.views - 1 for layout in image_layouts(bundle, headers, look)), default=0)
+        remark = ONE_VIEW_TOO if tiles else NO_TILES
+    fitted = fit_tiles(
+        options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit), any_number=family.free_tiles
+    )
+    check_fits(fitted.plan, remark=remark.format(family=family.name))
+    return fitted
 
 
 def choose_device(bundle: Bundle, device: str) -> str:

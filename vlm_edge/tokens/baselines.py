@@ -5,16 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_edge.core.reduction import kept_tokens
 from vlm_edge.errors import BadInput
 from vlm_edge.tokens.positions import DROPPED, TokenSet, check_features, check_fraction, grid_positions
-
-
-def kept_tokens(tokens: int, keep: float) -> int:
-    """How many of a view's `tokens` the fraction `keep` allows: rounded down, at least 1.
-
-    The small term undoes binary rounding: 0.29 * 100 is 28.999999999999996 and means 29.
-    """
-    return max(1, int(tokens * keep + 1e-9))
 
 
 def pooled_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:

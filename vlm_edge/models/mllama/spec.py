@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vlm_edge.core.geometry import TokenGeometry
@@ -20,11 +21,12 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
 
     `vision.layers` are the local and the global ones; the projector reads the last output beside those of the layers in
     `intermediate_layers_indices`.  Visual tokens take no place in the prompt: `geometry` counts what the cross-attention
-    layers read from one tile, its class token included.  lm_head is never tied.  Raises BadInput that names the field.
+    layers read from one tile, its class token included; an image always has `vision.joint_views` tiles, some of them padding.
+    lm_head is never tied.  Raises BadInput that names the field.
     """
     root = Fields(config)
     seen = root.part("vision_config").with_defaults(TOWERS[_TOWER].defaults)
-    vision = vision_spec(seen, _TOWER, final_norm=True)
+    vision = replace(vision_spec(seen, _TOWER, final_norm=True), joint_views=seen.integer("max_num_tiles"))
     text = text_spec(root.part("text_config"), "mllama_text_model", tied=False)
     local = seen.layers("num_hidden_layers")
     read = seen.integers("intermediate_layers_indices", minimum=0, maximum=local)

@@ -1,0 +1,166 @@
+"""What a run holds, item by item: the list that every plan of load, preprocess, encode, prefill and decode is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from vlm_edge.memory import formulas, vision, weights
+from vlm_edge.memory.phases import PHASES, Place, PlanItem
+from vlm_edge.memory.request import BITS, Request, Subject, Visual
+from vlm_edge.units import format_bytes
+
+RESERVE_SHARE = 16
+"""One part in so many of what comes and goes is lost between the blocks of an allocator."""
+MOVING = frozenset({"vision.activations", "visual_embeddings", "prefill.activations", "logits", "decode.buffers"})
+EMBEDDING_COPIES = 2
+"""What the encoder returned, and its place among the prompt's embeddings."""
+PIXEL_COPIES = 2
+"""Views before and after normalising."""
+_LATER = PHASES[1:]
+_WITH_TOKENS = ("encode", "prefill", "decode")
+
+
+def _kept(request: Request, first: str, apart: Place) -> tuple[str, ...]:
+    """Phases in which a session's activations are held: its arena keeps them from their first phase on, until it is closed.
+
+    Seen with ONNX Runtime 1.32 on a CPU: resident memory stays at its peak after a run. A process that has answered before holds
+    them while it reads the next image. Only where tower and decoder take turns are their sessions closed in between.
+    """
+    if request.release_tower:
+        return (first,) if first == "encode" else ("prefill", "decode")
+    if request.again:
+        return _LATER if apart == "device" else _WITH_TOKENS
+    return _WITH_TOKENS[_WITH_TOKENS.index(first) :]
+
+
+def run_items(
+    subject: Subject, request: Request, visual: Visual, *, decode_bytes: Sequence[int] = (), host_runtime: int = 0
+) -> list[PlanItem]:
+    """Every item of a run, those of no bytes included.
+
+    decode_bytes: host bytes while each image is read.  host_runtime: of the process beside a GPU.
+    Raises BadInput where a format does not suit the model.
+    """
+    apart: Place = "host" if request.target == "cuda" and not request.unified else "device"
+    items = [
+        PlanItem(
+            "runtime", request.runtime_bytes, PHASES, "context, libraries and workspaces",
+            "measured" if request.target == "cpu" else "bound",
+        ),
+        *_weights(subject, request),
+        *_vision(subject, request, visual, apart),
+        PlanItem(
+            "image.decode", max(decode_bytes, default=0), ("preprocess",), "the largest image, by its format", "bound",
+            "uint8", apart,
+        ),
+        *_decoder(subject, request, visual, apart),
+    ]  # fmt: skip
+    moving = [item for item in items if item.name in MOVING and item.place == "device"]
+    most = max(sum(item.bytes for item in moving if phase in item.phases) for phase in _WITH_TOKENS)
+    what = f"1/{RESERVE_SHARE} of what comes and goes"
+    items.append(PlanItem("reserve", most // RESERVE_SHARE, _WITH_TOKENS, what, "bound"))
+    items.append(PlanItem("margin", request.margin_bytes, PHASES, "as asked for", "exact"))
+    if request.target == "cuda":  # on a CPU that is the runtime itself
+        libraries = "interpreter and libraries"
+        items.append(PlanItem("host.runtime", host_runtime, PHASES, libraries, "measured", "", apart))
+    return items
+
+
+def _weights(subject: Subject, request: Request) -> list[PlanItem]:
+    text, stored, group = subject.text, subject.stored, request.group_size
+    llm = ("prefill", "decode") if request.release_tower else PHASES
+    tower = ("encode",) if request.release_tower else PHASES
+    kind = {"awq": f"int4 g{group}", "int8": f"int8 g{group}"}.get(request.weights, request.weights)
+    if "llm.weights" not in stored and request.weights == "awq":
+        weights.check_groups(text, group)
+    items = [
+        _item(stored, "llm.weights", kind, llm, _linear_formula(text.linear_parameters, request),
+              lambda: weights.decoder_bytes(text, weights=request.weights, group_size=group)),
+        _item(stored, "llm.embedding", "fp32" if request.weights == "fp32" else "fp16", llm,
+              f"{text.embedding_parameters:,} values", lambda: weights.embedding_bytes(text, weights=request.weights)),
+        _item(stored, "llm.lm_head", request.lm_head, llm, f"{text.hidden:,} x {text.vocab:,}",
+              lambda: weights.lm_head_bytes(text, lm_head=request.lm_head, group_size=group)),
+    ]  # fmt: skip
+    if subject.vision is not None and subject.projector is not None:
+        seen, projector, dtype = subject.vision, subject.projector, request.vision_dtype
+        items += [
+            _item(stored, "vision.weights", dtype, tower, f"{seen.parameters:,} parameters",
+                  lambda: weights.vision_bytes(seen, dtype=dtype)),
+            _item(stored, "projector.weights", dtype, tower, f"{projector.parameters:,} parameters",
+                  lambda: weights.projector_bytes(projector, dtype=dtype)),
+        ]  # fmt: skip
+    return items
+
+
+def _item(
+    stored: Mapping[str, int], name: str, dtype: str, phases: tuple[str, ...], formula: str, count: Callable[[], int]
+) -> PlanItem:
+    """What the files say goes before the formula."""
+    if name in stored:
+        return PlanItem(name, stored[name], phases, "as stored in the files", "exact", dtype)
+    return PlanItem(name, count(), phases, formula, "exact", dtype)
+
+
+def _linear_formula(count: int, request: Request) -> str:
+    if request.weights in ("fp16", "fp32"):
+        return f"{count:,} linear weights, norms"
+    bits = 4 if request.weights == "awq" else 8
+    return f"{count:,} linear weights at {bits + (bits + 16) / request.group_size:.3f} bits, norms fp16"
+
+
+def _vision(subject: Subject, request: Request, visual: Visual, apart: Place) -> list[PlanItem]:
+    if subject.vision is None or subject.projector is None or not visual.views:
+        return []
+    elem, views = request.elem_bytes, min(visual.at_once, request.encode_views)
+    if subject.vision.joint_views > 1:
+        views = visual.at_once
+    copies = 1 if request.target == "cpu" and not visual.packed else 2
+    tower = vision.vision_activation_bytes(
+        subject.vision, views=views, patches=visual.patches, elem_bytes=elem, fused=request.fused_vision,
+        score_copies=copies,
+    )  # fmt: skip
+    projector = vision.projector_activation_bytes(subject.projector, patches=views * visual.patches, elem_bytes=elem)
+    scores = vision.score_values(subject.vision, patches=visual.patches) * elem
+    how = "fused attention" if request.fused_vision else f"scores {format_bytes(copies * scores)} each"
+    frames = subject.vision.temporal_patch
+    dtype = "fp32" if elem == 4 else "fp16"
+    pixels = PIXEL_COPIES * visual.at_once * visual.view_px * 3 * frames * 4
+    return [
+        PlanItem("image.pixels", pixels, ("preprocess", "encode"),
+                 f"{PIXEL_COPIES} copies of {visual.at_once} views", "bound", "fp32", apart),
+        PlanItem("vision.activations", max(tower, projector), _kept(request, "encode", apart),
+                 f"{views} views of {visual.patches} patches in one call, {how}", "bound", dtype),
+        PlanItem("visual_embeddings", EMBEDDING_COPIES * visual.tokens * subject.text.hidden * elem * request.batch,
+                 _WITH_TOKENS, f"{EMBEDDING_COPIES} copies of {visual.tokens} x {subject.text.hidden}", "exact", dtype),
+    ]  # fmt: skip
+
+
+def _decoder(subject: Subject, request: Request, visual: Visual, apart: Place) -> list[PlanItem]:
+    text, elem, batch = subject.text, request.elem_bytes, request.batch
+    bits, scaled = BITS[request.kv_cache], request.kv_cache in ("int8", "int4")
+    cache = formulas.kv_cache_bytes(text, tokens=request.context, batch=batch, elem_bits=bits, scales=scaled)
+    cross = formulas.cross_cache_bytes(text, tokens=visual.cross, batch=batch, elem_bits=bits, scales=scaled)
+    whole = text.bidirectional_prefix or request.prefill_chunk == 0
+    chunk = request.context if whole else min(request.context, request.prefill_chunk)
+    dtype = "fp32" if elem == 4 else "fp16"
+    # a CPU's cache is memory only once it is written to, in the first prefill
+    lazy = request.target == "cpu" and not request.again
+    held = ("prefill", "decode") if request.release_tower or lazy else _LATER
+    own = text.layers - len(text.cross_attention_layers)
+    read = "the whole prompt at once" if whole else f"chunks of {chunk} positions"
+    prefill = formulas.prefill_activation_bytes(text, tokens=chunk, elem_bytes=elem, lean=request.lean)
+    if not request.lean and (
+        scores := formulas.prefix_score_bytes(text, tokens=chunk, positions=request.context, elem_bytes=elem)
+    ):
+        prefill, read = prefill + scores, f"{read}, scores {format_bytes(scores)}"
+    return [
+        PlanItem("kv_cache", cache, held,
+                 f"2 x {own} layers x {text.kv_heads} heads x {text.head_dim} x {request.context} positions"
+                 + (f" x {batch}" if batch > 1 else ""), "exact", request.kv_cache),
+        PlanItem("kv_cache.cross", cross, ("prefill", "decode"), f"{visual.cross} visual tokens", "exact",
+                 request.kv_cache),
+        PlanItem("prefill.activations", prefill, _kept(request, "prefill", apart), read, "bound", dtype),
+        PlanItem("logits", 4 * text.vocab * batch, ("prefill", "decode"), "the last position's", "exact", "fp32"),
+        PlanItem("decode.buffers", formulas.decode_buffer_bytes(text, batch=batch, elem_bytes=elem), ("decode",),
+                 "one position and sampling", "bound", dtype),
+    ]  # fmt: skip

@@ -1,0 +1,173 @@
+"""MODEL of `vlm-edge plan`: a bundle, a checkpoint folder, a lone config.json, or a recipe by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_edge.core.bundle import MANIFEST, open_bundle
+from vlm_edge.core.checkpoint import CONFIG, INDEX, SINGLE, open_checkpoint
+from vlm_edge.core.device import nearest
+from vlm_edge.core.geometry import Geometry, TokenGeometry
+from vlm_edge.core.load import read_text
+from vlm_edge.core.recipe import Recipe, Watched, load_recipe, recipe_names
+from vlm_edge.core.resources import resource_dir
+from vlm_edge.core.shards import strict_json
+from vlm_edge.core.specs import ModelSpec
+from vlm_edge.errors import BadInput
+from vlm_edge.memory.plan import stored_bytes
+from vlm_edge.memory.request import Subject
+from vlm_edge.models.subjects import subject_from
+
+NANO = Path(__file__).parents[1] / "nano"
+EMBEDDED = "nano"
+PREPROCESSOR = "preprocessor_config.json"
+WEIGHTS = {"int4": "awq", "int8": "int8", "fp16": "fp16", "fp32": "fp32"}
+"""A recipe's word for the decoder's weights -> the planner's."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model, and what its recipe or manifest says about running it.
+
+    source: bundle, checkpoint, config or recipe.  tiles: beside a global view; None where the family has its own way.
+    target: that the model is bound to.  max_model_len: None where nothing says so.
+    """
+
+    subject: Subject
+    source: str
+    tiles: int | None = None
+    max_model_len: int | None = None
+    target: str | None = None
+    weights: str = "awq"
+    group_size: int = 128
+    notes: tuple[str, ...] = ()
+
+
+def find_model(name: str, *, recipe: str | None = None, target: str | None = None) -> Planned:
+    """What `name` stands for; a file or folder goes before a recipe of that name, the embedded bundle before its recipe.
+
+    recipe: a file that says how the model is packed.  Raises BadInput, or DamagedBundle.
+    """
+    path = Path(name)
+    if name == EMBEDDED or (path / MANIFEST).is_file():
+        return _bundle(NANO if name == EMBEDDED else path, target)
+    if path.is_dir():
+        found = _folder(path)
+    elif path.suffix == ".json":
+        found = _config(path)
+    elif name in recipe_names():
+        shipped = load_recipe(resource_dir("recipes") / f"{name}.yaml")
+        if shipped.model is None:
+            raise BadInput(
+                f"recipe {name} has no model of its own", remedy=f"name a checkpoint, with --recipe {name}.yaml"
+            )
+        found = Planned(_published(shipped), "recipe")
+        return _with_recipe(found, shipped)
+    else:
+        raise BadInput(f"there is no file, folder or recipe {name[:80]!r}", remedy=nearest(name, recipe_names()))
+    return found if recipe is None else _with_recipe(found, load_recipe(Path(recipe)))
+
+
+def _published(recipe: Recipe) -> Subject:
+    model = recipe.model
+    if model is None:
+        raise BadInput(f"recipe {recipe.name} has no model", remedy="name a checkpoint")
+    where = f"recipes/{recipe.name}.yaml: model"
+    config, preprocessor = (
+        Watched(model.config, f"{where}.config"),
+        Watched(model.preprocessor, f"{where}.preprocessor"),
+    )
+    subject = subject_from(recipe.name, config, preprocessor, family=recipe.family)
+    config.get("model_type")
+    config.refuse_unread()
+    preprocessor.refuse_unread()
+    return subject
+
+
+def _with_recipe(found: Planned, recipe: Recipe) -> Planned:
+    own_way = type(found.subject.geometry) is not TokenGeometry or recipe.defaults.tiling == "none"
+    return Planned(
+        subject=found.subject,
+        source=found.source,
+        tiles=None if own_way else recipe.limits.max_tiles,
+        max_model_len=recipe.limits.max_model_len,
+        weights=WEIGHTS.get(recipe.packing.llm, "awq"),
+        group_size=recipe.packing.group_size,
+        notes=found.notes,
+    )
+
+
+def _bundle(root: Path, target: str | None) -> Planned:
+    bundle = open_bundle(root)
+    manifest = bundle.manifest
+    targets = sorted({a.target for a in manifest.artifacts if a.role.endswith(".graph") and a.target != "any"})
+    if target is not None and target not in targets:
+        raise BadInput(
+            f"bundle {manifest.name} holds nothing for {target}",
+            remedy=f"use --target {targets[0] if targets else 'cpu'}",
+        )
+    chosen = target or ("cpu" if "cpu" in targets or not targets else targets[0])
+    sizes: dict[str, int] = {}
+    for artifact in manifest.artifacts:
+        if artifact.target in (chosen, "any"):
+            sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
+    spec, stored = manifest.model, stored_bytes(sizes)
+    geometry = _own_geometry(root, spec)
+    one_view = type(geometry) is TokenGeometry
+    # a manifest that knows one nominal view alone says `none` for want of anything else
+    whole = manifest.defaults.tiling == "none" and geometry == spec.geometry
+    notes = () if "llm.weights" in stored else ("the bundle has no decoder yet: its weights are computed",)
+    return Planned(
+        subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, geometry, stored),
+        source="bundle",
+        tiles=0 if whole else manifest.limits.max_tiles if one_view else None,
+        max_model_len=manifest.limits.max_model_len,
+        target="cuda" if chosen == "cuda" else "cpu",
+        notes=notes,
+    )
+
+
+def _own_geometry(root: Path, spec: ModelSpec) -> Geometry:
+    """How the family cuts images by the bundle's own files, where its manifest knows one view alone."""
+    files = root / CONFIG, root / PREPROCESSOR
+    if type(spec.geometry) is not TokenGeometry or not all(path.is_file() for path in files):
+        return spec.geometry
+    cut = subject_from(spec.family, _object(files[0]), _object(files[1]), family=spec.family).geometry
+    # of one view the manifest knows more: the markers that its recipe puts before views
+    return spec.geometry if cut is None or type(cut) is TokenGeometry else cut
+
+
+def _folder(root: Path) -> Planned:
+    if not ((root / SINGLE).is_file() or (root / INDEX).is_file()):
+        return _config(root / CONFIG)
+    checkpoint = open_checkpoint(root)
+    preprocessor, notes = _beside(root)
+    tensors = checkpoint.tensors.values()
+    return Planned(
+        subject_from(root.resolve().name, checkpoint.config, preprocessor, tensors=tensors), "checkpoint", notes=notes
+    )
+
+
+def _config(path: Path) -> Planned:
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist", remedy="name a config.json, a checkpoint folder, a bundle or a recipe")
+    config = _object(path)
+    preprocessor, notes = _beside(path.parent)
+    return Planned(subject_from(path.resolve().parent.name, config, preprocessor), "config", notes=notes)
+
+
+def _beside(root: Path) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+    """preprocessor_config.json, where it lies there; else a note that its values are taken for granted."""
+    if (root / PREPROCESSOR).is_file():
+        return _object(root / PREPROCESSOR), ()
+    return None, (f"there is no {PREPROCESSOR}: images are cut as the family's checkpoints usually do",)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = strict_json(read_text(path), str(path))
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} is no JSON object", remedy=f"name a checkpoint's {CONFIG}")
+    return found

@@ -1,0 +1,97 @@
+"""Planned against measured: a bundle's planned run, done in a child process on this CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vlm_edge.core import host
+from vlm_edge.errors import BadInput, CheckFailed
+from vlm_edge.memory.items import MOVING, RESERVE_SHARE
+from vlm_edge.memory.latency import TEXT_TOKENS
+from vlm_edge.memory.request import visual_of
+from vlm_edge.pipeline.inputs import EMBEDDED, NANO
+from vlm_edge.pipeline.measured_run import NEW_TOKENS, Run
+from vlm_edge.pipeline.plan import Report
+
+_STRIPE_PX = 16
+_PROGRAM = "import runpy, vlm_edge.cli.main; runpy.run_module('vlm_edge.pipeline.measured_run', run_name='__main__')"
+"""With the command line's imports, as `vlm-edge run` has them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of a phase as planned, without the margin, and the most that was resident."""
+
+    planned_bytes: int
+    measured_bytes: int
+
+    @property
+    def error(self) -> float:
+        """Share by which the plan is over; negative where it is under."""
+        return self.planned_bytes / self.measured_bytes - 1
+
+
+def measure(name: str, report: Report, *, threads: int | None = None) -> Mapping[str, Measured]:
+    """Run what a report plans and compare, phase by phase.
+
+    name: the bundle's folder, as given to `plan`.  Raises BadInput for anything but a bundle on a CPU under Linux, CheckFailed
+    where the run itself fails.
+    """
+    request, subject = report.request, report.model.subject
+    if report.model.source != "bundle" or request.target != "cpu":
+        raise BadInput(
+            "--measure runs a bundle on this CPU, and nothing else yet", remedy="name a bundle, or leave it out"
+        )
+    if not Path("/proc/self/clear_refs").exists():
+        raise BadInput("--measure needs Linux, which tells a process its peak memory", remedy="leave it out")
+    visual = visual_of(subject, request)
+    decoder = "llm.weights" in subject.stored
+    prompt = min(visual.prompt + TEXT_TOKENS, request.context - NEW_TOKENS) if decoder else 0
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "page.png"
+        if visual.views:
+            _draw(image, request.image_px)
+        run = Run(
+            bundle=str((NANO if name == EMBEDDED else Path(name)).resolve()),
+            image=str(image) if visual.views else "",
+            images=request.images,
+            tiles=-1 if request.tiles is None else request.tiles,
+            prompt=prompt,
+            context=request.context,
+            threads=threads or host.real_cores(),
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM], input=json.dumps(asdict(run)), capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise CheckFailed(f"the planned run failed: {said}", remedy="vlm-edge verify the bundle, or plan a smaller run")
+    peaks: dict[str, int] = json.loads(done.stdout)
+    return {phase: Measured(_planned(report, phase, decoder=decoder), found) for phase, found in peaks.items()}
+
+
+_OF_DECODER = ("llm.", "kv_cache", "prefill.", "logits", "decode.", "reserve")
+"""Items of a decoder, which a bundle may not have yet, and the reserve, which is then the tower's alone."""
+
+
+def _planned(report: Report, phase: str, *, decoder: bool) -> int:
+    left_out = ("margin",) if decoder else ("margin", *_OF_DECODER)
+    items = [item for item in report.plan.items if phase in item.phases and not item.name.startswith(left_out)]
+    moving = 0 if decoder else sum(item.bytes for item in items if item.name in MOVING)
+    return sum(item.bytes for item in items) + moving // RESERVE_SHARE
+
+
+def _draw(path: Path, size: tuple[int, int]) -> None:
+    """A page of stripes: detail everywhere, and no image that a decoder could take for one colour."""
+    from PIL import Image
+
+    width, height = size
+    stripes = Image.linear_gradient("L").resize((max(1, width // _STRIPE_PX), max(1, height // _STRIPE_PX)))
+    stripes.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(path, compress_level=1)

@@ -1,0 +1,126 @@
+"""A planned run in a process of its own, with the peak of resident memory in each phase: python -m vlm_edge.pipeline.measured_run
+
+It works on what a pipeline is made of (the same image reader, encoder, engine and sampling), since a bundle may hold a tower
+alone. The order is the pipeline's; words of the prompt are random embeddings. One JSON object on standard input says what to
+run, one on standard output tells the peaks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_edge.core import discover, host
+from vlm_edge.core.bundle import Bundle, open_bundle
+from vlm_edge.core.contracts import Floats, LlmEngine
+from vlm_edge.core.load import parse
+from vlm_edge.core.shards import strict_json
+from vlm_edge.core.specs import TextSpec
+from vlm_edge.models.prompts import FamilyViews
+from vlm_edge.pipeline.encoders import open_encoder
+from vlm_edge.pipeline.options import Look
+from vlm_edge.pipeline.sampling import choose
+from vlm_edge.pipeline.views import choose_tiles
+from vlm_edge.vision import sources
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+NEW_TOKENS = 8
+IMPORTED_LATE = ("jinja2.sandbox", "tokenizers")
+"""What a pipeline imports only when it loads a bundle."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """bundle: its folder.  image: a file, or empty.  tiles: beside the global view, 0 for the whole image in one view;
+    -1: the family's own way of cutting.
+
+    prompt: positions to prefill; 0 where the bundle has no decoder.
+    """
+
+    bundle: str
+    image: str
+    images: int
+    tiles: int
+    prompt: int
+    context: int
+    threads: int
+
+
+def measured_phases(run: Run) -> dict[str, int]:
+    """Do it, and return the most resident bytes of each phase that took place."""
+    peaks: dict[str, int] = {}
+    bundle = open_bundle(Path(run.bundle))
+    spec, backend = bundle.manifest.model, discover.backend("onnx")
+    with _phase("load", peaks):
+        for name in IMPORTED_LATE:
+            importlib.import_module(name)
+        encoder: Any = open_encoder(bundle, "cpu", run.threads) if run.image else None
+        graph = bundle.path("llm.graph", target="cpu") if run.prompt else None
+        engine: Any = backend.engine(graph, spec.text, "cpu", run.threads, run.context) if graph else None
+    rng = np.random.default_rng(0)
+    kept = []
+    for _ in range(run.images if run.image else 0):
+        with _phase("preprocess", peaks):
+            arrays = _prepared(bundle, run)
+        with _phase("encode", peaks):
+            kept.append(encoder.encode({name: arrays[name] for name in encoder.inputs}))
+        del arrays
+    if engine is not None:
+        with _phase("prefill", peaks):
+            logits = fed(engine, spec.text, run.prompt, rng)
+        with _phase("decode", peaks):
+            for _ in range(NEW_TOKENS):
+                choose(logits, temperature=1.0, top_p=0.9, rng=rng)
+                logits = fed(engine, spec.text, 1, rng)
+    return peaks
+
+
+def fed(engine: LlmEngine, text: TextSpec, tokens: int, rng: np.random.Generator) -> Floats:
+    """Logits [V] behind that many random embeddings more, in one call; counted in three parts where a decoder wants positions."""
+    embeds = rng.standard_normal((tokens, text.hidden), np.float32)
+    if not text.mrope_sections:
+        return engine.forward(embeds)
+    counted = np.arange(engine.length, engine.length + tokens, dtype=np.int64)
+    return engine.forward(embeds, np.stack([counted] * 3))
+
+
+def _prepared(bundle: Bundle, run: Run) -> dict[str, Any]:
+    """The image read and cut as the run would do it."""
+    spec = bundle.manifest.model
+    pixels = sources.load_image(run.image).pixels
+    if run.tiles > 0 or (run.tiles == 0 and discover.family(spec.family).free_tiles):
+        side = spec.geometry.view_px
+        look = Look("auto", run.tiles, "none", 1.0, 1.0, 0)
+        choose_tiles(pixels, spec.geometry, look)
+        return {"pixel_values": np.zeros((1 + run.tiles, 3, side, side), np.float32) + np.float32(0.5)}
+    rules = importlib.import_module(f"vlm_edge.models.{spec.family}.prompt").RULES
+    config, preprocessor = (_object(bundle.root / name) for name in ("config.json", "preprocessor_config.json"))
+    # the tokenizer that completes settings tells how long markers are, which is nothing to the encoder
+    settings = rules.refine(rules.settings(config, preprocessor), spec, None)
+    return dict(FamilyViews(rules, settings).prepare(pixels, whole=run.tiles == 0).arrays)
+
+
+def _object(path: Path) -> Any:
+    return strict_json(path.read_text("utf-8"), str(path))
+
+
+@contextmanager
+def _phase(name: str, peaks: dict[str, int]) -> Iterator[None]:
+    """Record the most resident memory between here and the block's end."""
+    if peaks:  # what was held before the first phase belongs to it
+        _CLEAR_REFS.write_text(_RESET_PEAK)
+    yield
+    peaks[name] = max(peaks.get(name, 0), host.peak_rss_bytes())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measured_phases(parse(json.loads(sys.stdin.read()), Run, "standard input"))))

@@ -1,0 +1,255 @@
+"""What a command line asks -> a plan with everything that is told about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlm_edge.core.device import DeviceProfile, load_profile
+from vlm_edge.errors import BadInput
+from vlm_edge.memory.advise import Advice, advise
+from vlm_edge.memory.latency import Latency, forecast
+from vlm_edge.memory.phases import Plan
+from vlm_edge.memory.plan import CUDA_RUNTIME_BYTES, RUNTIME_BYTES, plan_request
+from vlm_edge.memory.request import MOST_EDGE_PX, Request, visual_of
+from vlm_edge.memory.solve import Solution, solve
+from vlm_edge.memory.steps import step_plans
+from vlm_edge.pipeline.inputs import Planned, find_model
+from vlm_edge.pipeline.options import READ_BY, AskOptions
+from vlm_edge.units import MIB, parse_bytes
+
+DEFAULT_CONTEXT = 4096
+ROOM_FOR_TEXT = 256
+CONTEXT_STEP = 1024
+CUDA_MARGIN_BYTES = 512 * MIB
+_SIZE = re.compile(r"(\d{1,9})\s*[xX]\s*(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of `vlm-edge plan`; None means: as the model, the device or the target has it."""
+
+    device: str | None = None
+    budget: str | None = None
+    margin: str | None = None
+    image_size: str | None = None
+    images: int = 1
+    max_model_len: int | None = None
+    batch_size: int = 1
+    kv_cache_dtype: str = "auto"
+    weights: str | None = None
+    group_size: int | None = None
+    lm_head: str = "fp16"
+    vision_dtype: str | None = None
+    vision_attention: str = "unfused"
+    target: str | None = None
+    tiling: str | None = None
+    max_tiles: int | None = None
+    reduce: str | None = None
+    keep: float | None = None
+    recipe: str | None = None
+    solve: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan and what was planned. notes: what was assumed, a line each."""
+
+    model: Planned
+    device: DeviceProfile | None
+    request: Request
+    plan: Plan
+    steps: Mapping[str, Plan]
+    latency: Latency | None
+    advice: tuple[Advice, ...]
+    solution: Solution | None
+    notes: tuple[str, ...]
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What the plan holds for."""
+        request, visual = self.request, visual_of(self.model.subject, self.request)
+        tiles = visual.at_once - 1 if request.tiles is None else request.tiles
+        width, height = request.image_px
+        return {
+            "max_tiles": max(tiles, 0), "max_model_len": request.context, "max_pixels": width * height if request.images else 0,
+            "batch_size": request.batch,
+        }  # fmt: skip
+
+
+def make_report(name: str, options: PlanOptions) -> Report:
+    """Plan a bundle, a checkpoint folder, a config.json or a recipe by name.
+
+    Raises BadInput for whatever cannot be planned, DoesNotFit where --solve finds that not even the least fits.
+    """
+    device = load_profile(options.device) if options.device is not None else None
+    # bad values are told before files are read
+    AskOptions(tiling=options.tiling, max_tiles=options.max_tiles, reduce=options.reduce, keep=options.keep)
+    margin = None if options.margin is None else parse_bytes(options.margin)
+    budget = None if options.budget is None else parse_bytes(options.budget)
+    model = find_model(name, recipe=options.recipe, target=options.target or (device.target if device else None))
+    target = options.target or (device.target if device else None) or model.target
+    notes = list(model.notes)
+    if target is None or budget is None:
+        target, budget = _machine(target, budget, device, notes)
+    request = _request(model, options, target, device, margin, notes)
+    solution = None
+    if options.solve is not None:
+        solution = solve(model.subject, request, options.solve, budget_bytes=budget)
+        request = solution.request
+    plan = plan_request(model.subject, request, budget_bytes=budget)
+    return Report(
+        model=model,
+        device=device,
+        request=request,
+        plan=plan,
+        steps=step_plans(model.subject, request, budget_bytes=budget),
+        latency=None if device is None else forecast(model.subject, request, plan, device),
+        advice=advise(model.subject, request, budget_bytes=budget),
+        solution=solution,
+        notes=tuple(notes),
+    )
+
+
+def _machine(target: str | None, budget: int | None, device: DeviceProfile | None, notes: list[str]) -> tuple[str, int]:
+    """Target and budget where they were not both named: the profile's, else what this machine has free now."""
+    if device is not None:
+        return target or device.target, budget if budget is not None else device.usable_bytes.value
+    if budget is not None:
+        return target or "cuda", budget
+    from vlm_edge.core import host
+    from vlm_edge.pipeline.machine import query_gpus
+
+    gpus = query_gpus()[0] if target != "cpu" else ()
+    if gpus and gpus[0].free_bytes is not None:
+        notes.append(f"the budget is what {gpus[0].name} has free now")
+        return "cuda", gpus[0].free_bytes
+    if target == "cuda":
+        raise BadInput("there is no NVIDIA GPU here to take a budget from", remedy="name --device or --budget")
+    free = host.available_bytes()
+    if free is None:
+        raise BadInput("this system does not say how much memory is free", remedy="name --device or --budget")
+    notes.append("the budget is this machine's free memory, less a reserve")
+    return "cpu", max(0, free - host.CPU_RESERVE_BYTES)
+
+
+def _request(
+    model: Planned,
+    options: PlanOptions,
+    target: str,
+    device: DeviceProfile | None,
+    margin: int | None,
+    notes: list[str],
+) -> Request:
+    cpu = target == "cpu"
+    runtime = RUNTIME_BYTES if cpu else CUDA_RUNTIME_BYTES
+    if device is not None and device.runtime_bytes is not None:
+        runtime = device.runtime_bytes.value
+    if options.vision_attention not in ("fused", "unfused"):
+        raise BadInput(f"--vision-attention has no value {options.vision_attention!r}", remedy="use fused or unfused")
+    given = options.kv_cache_dtype
+    request = Request(
+        target=target,
+        unified=cpu or (device is not None and device.unified_memory),
+        weights=model.weights if options.weights is None else options.weights,
+        group_size=model.group_size if options.group_size is None else options.group_size,
+        lm_head=options.lm_head,
+        vision_dtype=("fp32" if cpu else "fp16") if options.vision_dtype is None else options.vision_dtype,
+        kv_cache=given if given != "auto" else "fp32" if cpu else "fp16",
+        images=options.images if model.subject.vision is not None else 0,
+        image_px=_size(options.image_size, notes) if model.subject.vision is not None else (1, 1),
+        tiles=_tiles(model, options),
+        keep=_keep(options, notes),
+        batch=options.batch_size,
+        fused_vision=options.vision_attention == "fused",
+        runtime_bytes=runtime,
+        margin_bytes=(0 if cpu else CUDA_MARGIN_BYTES) if margin is None else margin,
+        context=options.max_model_len if options.max_model_len is not None else DEFAULT_CONTEXT,
+    )
+    if options.max_model_len is not None:
+        return request
+    return replace(request, context=_context(model, request, notes))
+
+
+def _size(text: str | None, notes: list[str]) -> tuple[int, int]:
+    if text is None:
+        width, height = Request().image_px
+        notes.append(f"images are taken to be {width} x {height} px; --image-size says otherwise")
+        return width, height
+    match = _SIZE.fullmatch(text.strip())
+    sides = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(1 <= side <= MOST_EDGE_PX for side in sides):
+        raise BadInput(f"--image-size {text!r} is no size", remedy="write it like 1920x1080, width first, in pixels")
+    return sides
+
+
+def _tiles(model: Planned, options: PlanOptions) -> int | None:
+    """Tiles beside the global view; None where the family cuts images by rules of its own and no number is asked for."""
+    if options.tiling == "none":
+        return 0
+    return options.max_tiles if options.max_tiles is not None else model.tiles
+
+
+def _keep(options: PlanOptions, notes: list[str]) -> float:
+    if options.keep is not None and options.reduce not in READ_BY["keep"]:
+        raise BadInput("--keep is read by some reductions only", remedy=f"add --reduce {READ_BY['keep'][-1]}")
+    if options.reduce == "threshold":
+        notes.append("how much merging by threshold saves depends on the image: the plan counts every token")
+    return options.keep if options.keep is not None else 0.5 if options.reduce in READ_BY["keep"] else 1.0
+
+
+def _context(model: Planned, request: Request, notes: list[str]) -> int:
+    """The recipe's or bundle's context, or 4096; longer where the visual tokens need more and the model has it."""
+    most = model.subject.text.max_positions
+    context = min(most, model.max_model_len or DEFAULT_CONTEXT)
+    needed = visual_of(model.subject, request).prompt + ROOM_FOR_TEXT
+    if needed > context and model.subject.text.max_positions > context:
+        context = min(most, -(-needed // CONTEXT_STEP) * CONTEXT_STEP)
+        notes.append(f"the context is {context}, so that the visual tokens have room")
+    return context
+
+
+def to_json(report: Report, command: str) -> dict[str, Any]:
+    """The plan as `--json` prints it."""
+    plan, latency, found = report.plan, report.latency, report.solution
+    return {
+        "model": report.model.subject.name,
+        "source": report.model.source,
+        "device": report.device.name if report.device else None,
+        "target": report.request.target,
+        "fits": plan.fits,
+        "budget_bytes": plan.budget_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "peak_phase": plan.peak_phase,
+        "phases": dict(plan.phases),
+        "host_peak_bytes": plan.host_peak_bytes,
+        "items": _items(plan),
+        "visual_tokens": plan.visual_tokens,
+        "latency": None if latency is None else {
+            "encode_ms": latency.encode_ms, "prefill_ms": latency.prefill_ms, "ttft_ms": latency.ttft_ms,
+            "ms_per_token": latency.ms_per_token, "prompt_tokens": latency.prompt_tokens,
+        },
+        "advice": [{"change": a.change, "peak_bytes": a.peak_bytes, "fits": a.fits} for a in report.advice],
+        "limits": report.limits,
+        "steps": {
+            name: {"peak_bytes": step.peak_bytes, "peak_phase": step.peak_phase, "phases": dict(step.phases),
+                   "items": _items(step)}
+            for name, step in report.steps.items()
+        },
+        "solve": None if found is None else {
+            "unknown": found.unknown, "answer": found.answer, "limited_by": found.limited_by,
+            "peak_bytes": found.peak_bytes, "next_peak_bytes": found.next_peak_bytes,
+        },
+        "notes": list(report.notes),
+        "command": command,
+    }  # fmt: skip
+
+
+def _items(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {"name": i.name, "bytes": i.bytes, "dtype": i.dtype, "formula": i.formula, "phases": list(i.phases),
+         "basis": i.basis, "memory": i.place}
+        for i in plan.items
+    ]  # fmt: skip
