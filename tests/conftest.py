@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from vlm_edge.core.bundle import Bundle, Limits, Manifest, ParityResult, RunDefaults, reference, write_manifest
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.core.specs import ModelSpec, ProjectorSpec, TextSpec, VisionSpec
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads, beside those of the other process
 
 TINY_MODEL = ModelSpec(
     family="llava",
