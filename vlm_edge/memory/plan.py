@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 RUNTIME_BYTES = 104 << 20
 """Python, NumPy, Pillow, tokenizers and ONNX Runtime with its threads: what a process holds once the embedded model is loaded,
-less its weights and cache. 87 MiB through the API and 99 to 102 through the command line, 2026-11, Linux x86-64, ONNX Runtime 1.32."""
+less its weights and cache. 87 MiB through the API, 99 to 102 through the command line, 2026-11, Linux x86-64, ONNX Runtime 1.32."""
 CUDA_RUNTIME_BYTES = 512 << 20
 """A CUDA context with ONNX Runtime's kernels, and cuBLAS workspaces: 0.25 to 0.5 GB are usual, and 8 to 32 MiB."""
 
