@@ -15,7 +15,8 @@ from vlm_edge.core.bundle import Limits, Manifest, RunDefaults, open_bundle, ref
 from vlm_edge.core.recipe import load_recipe
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.inputs import NANO, find_model
+from vlm_edge.pipeline.embedded import NANO
+from vlm_edge.pipeline.inputs import find_model
 
 CHECKPOINT = Path(__file__).parents[2] / "recipes/nano/checkpoint"
 

@@ -58,7 +58,7 @@ def test_only_bundles_on_a_cpu_are_run() -> None:
 @needs_linux
 def test_a_run_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = make_report("nano", PlanOptions(budget="1GiB"))
-    monkeypatch.setattr(measuring, "NANO", tmp_path / "gone")
+    monkeypatch.setattr(measuring, "bundle_folder", lambda _: tmp_path / "gone")
     with pytest.raises(CheckFailed, match="gone"):
         measure("nano", report)
 

@@ -20,9 +20,8 @@ from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import stored_bytes
 from vlm_edge.memory.request import Subject
 from vlm_edge.models.subjects import subject_from
+from vlm_edge.pipeline.embedded import EMBEDDED, bundle_folder
 
-NANO = Path(__file__).parents[1] / "nano"
-EMBEDDED = "nano"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = {"int4": "awq", "int8": "int8", "fp16": "fp16", "fp32": "fp32"}
 """A recipe's word for the decoder's weights -> the planner's."""
@@ -53,7 +52,7 @@ def find_model(name: str, *, recipe: str | None = None, target: str | None = Non
     """
     path = Path(name)
     if name == EMBEDDED or (path / MANIFEST).is_file():
-        return _bundle(NANO if name == EMBEDDED else path, target)
+        return _bundle(bundle_folder(name), target)
     if path.is_dir():
         found = _folder(path)
     elif path.suffix == ".json":

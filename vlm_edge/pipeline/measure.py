@@ -15,7 +15,7 @@ from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.memory.items import MOVING, RESERVE_SHARE
 from vlm_edge.memory.latency import TEXT_TOKENS
 from vlm_edge.memory.request import visual_of
-from vlm_edge.pipeline.inputs import EMBEDDED, NANO
+from vlm_edge.pipeline.embedded import bundle_folder
 from vlm_edge.pipeline.measured_run import NEW_TOKENS, Run
 from vlm_edge.pipeline.plan import Report
 
@@ -58,7 +58,7 @@ def measure(name: str, report: Report, *, threads: int | None = None) -> Mapping
         if visual.views:
             _draw(image, request.image_px)
         run = Run(
-            bundle=str((NANO if name == EMBEDDED else Path(name)).resolve()),
+            bundle=str(bundle_folder(name).resolve()),
             image=str(image) if visual.views else "",
             images=request.images,
             tiles=-1 if request.tiles is None else request.tiles,

@@ -19,6 +19,8 @@ from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
+from vlm_edge.pipeline.embedded import EMBEDDED as EMBEDDED
+from vlm_edge.pipeline.embedded import NANO as NANO
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder
 from vlm_edge.pipeline.fit import Fitted, fit_tiles
 from vlm_edge.pipeline.options import AskOptions, Look
@@ -30,9 +32,6 @@ from vlm_edge.units import parse_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.fingerprint import fingerprint
 
-NANO = Path(__file__).parents[1] / "nano"
-EMBEDDED = "nano"
-"""The embedded bundle's name where a command asks for a folder; write ./nano for a folder of that name."""
 NO_TILES = "; {family} shows these images in one view each, so there are no tiles to leave out"
 ONE_VIEW_TOO = "; {family} cuts images by rules of its own, and one view of each whole image does not fit either"
 

@@ -22,7 +22,7 @@ from vlm_edge.core.checkpoint import SINGLE
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.pipeline import decoder_checks, vision_checks
 from vlm_edge.pipeline.checks import Check, Part, Verification, not_checked
-from vlm_edge.pipeline.run import EMBEDDED, NANO
+from vlm_edge.pipeline.embedded import bundle_folder
 from vlm_edge.pipeline.source import Source, describe
 from vlm_edge.pipeline.tools import require_build_tools
 
@@ -51,7 +51,7 @@ def verify_bundle(
     step = on_step or (lambda _: None)
     if threads is not None and not 1 <= threads <= host.most_threads():
         raise BadInput(f"--threads {threads} is not allowed", remedy=f"use 1 to {host.most_threads()}")
-    folder = NANO if os.fspath(root) == EMBEDDED else Path(root)
+    folder = bundle_folder(root)
     manifest = read_manifest(folder)
     if model is not None:
         require_build_tools("comparing with MODEL")
