@@ -66,6 +66,11 @@ def save_model(family: str, model: Any, folder: Path, *, max_shard_size: str = "
     return model
 
 
+def everything(folder: Path) -> dict[str, bytes]:
+    """All files by their path in the folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @contextmanager
 def exporting_once() -> Iterator[None]:
     """While it lasts, torch's exporter, which takes 5 to 20 s, runs once in a session for the same weights and inputs.

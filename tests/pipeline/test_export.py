@@ -57,10 +57,6 @@ def copy(llava: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(llava, tmp_path / "copy"))
 
 
-def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def page_error(family: str, model: Any, bundle: Bundle, target: str = "cpu") -> float:
     """The bundle's graph on a page that our own preprocessing prepares, against transformers on the same pixels."""
     images = importlib.import_module(f"vlm_edge.models.{family}.images")
@@ -177,10 +173,10 @@ def test_another_models_bundle_is_refused_and_unchanged(what: str, copy: Path, t
     if what == "nano":
         shutil.copytree(NANO, out, dirs_exist_ok=True)
     exportable.save("paligemma" if what == "another family" else "llava", tmp_path / "other", seed=5)
-    before = everything(out)
+    before = exportable.everything(out)
     with pytest.raises(BadInput, match="another model"):
         export_model(tmp_path / "other", out, FAST)
-    assert everything(out) == before
+    assert exportable.everything(out) == before
 
 
 def drop_shard(model: Path) -> None:
@@ -221,12 +217,12 @@ def change(**fields: Any) -> Any:
 )
 def test_a_bad_checkpoint_is_refused_and_nothing_is_written(damage: Any, message: str, copy: Path):
     damage(copy / "tiny")
-    before = everything(copy / "out")
+    before = exportable.everything(copy / "out")
     for out in (copy / "new", copy / "out"):
         with pytest.raises(BadInput, match=message):
             export_model(copy / "tiny", out, FAST)
     assert not (copy / "new").exists()
-    assert everything(copy / "out") == before
+    assert exportable.everything(copy / "out") == before
 
 
 @pytest.mark.parametrize(
@@ -269,12 +265,12 @@ def test_a_missing_extra_is_named(llava: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_a_graph_that_differs_is_not_entered(copy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(parity.LIMITS, "fp32", parity.Limit(cosine=0.9, relative_error=1e-12))
-    before = everything(copy / "out")
+    before = exportable.everything(copy / "out")
     for out in (copy / "new", copy / "out"):
         with pytest.raises(CheckFailed, match="differs from torch"):
             export_model(copy / "tiny", out, FAST)
     assert not (copy / "new").exists()
-    assert everything(copy / "out") == before
+    assert exportable.everything(copy / "out") == before
 
 
 def test_settings_inside_processor_config_do_as_well(copy: Path, tmp_path: Path):

@@ -59,10 +59,6 @@ def copy(llava: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(llava, tmp_path / "copy"))
 
 
-def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def engine(bundle: Bundle, target: str = "cpu") -> OnnxEngine:
     graph = bundle.path("llm.graph", target=target)
     return OnnxEngine(graph, bundle.manifest.model.text, target="cpu", threads=1, context=CONTEXT)
@@ -195,21 +191,21 @@ def tuned(copy: Path, part: str) -> Path:
 @pytest.mark.usefixtures("no_builder")
 @pytest.mark.parametrize("part", ["embed_tokens", "layers.4.mlp", "lm_head"])
 def test_a_fine_tune_with_a_frozen_tower_is_not_mixed_in(part: str, copy: Path) -> None:
-    before = everything(copy / "out")
+    before = exportable.everything(copy / "out")
     with pytest.raises(BadInput, match="another model"):
         export_model(tuned(copy, part), copy / "out", LLM)
     with pytest.raises(BadInput, match="another model"):  # its tower would be the very same
         export_model(copy / "tuned", copy / "out", ExportOptions(threads=1))
-    assert everything(copy / "out") == before
+    assert exportable.everything(copy / "out") == before
 
 
 @pytest.mark.usefixtures("no_builder")
 def test_a_decoder_is_not_put_beside_another_fine_tunes_tower(copy: Path) -> None:
     export_model(copy / "tiny", copy / "seen", ExportOptions(threads=1))
-    before = everything(copy / "seen")
+    before = exportable.everything(copy / "seen")
     with pytest.raises(BadInput, match="another model"):
         export_model(tuned(copy, "vision_tower"), copy / "seen", LLM)
-    assert everything(copy / "seen") == before
+    assert exportable.everything(copy / "seen") == before
 
 
 @pytest.fixture
@@ -290,10 +286,10 @@ def test_folders_that_cannot_take_a_decoder(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be"):
         export_model(copy / "tiny", tmp_path / "file" / "out", LLM)
     tiny_decoders.save("llava", copy / "other", "qwen2")
-    before = everything(copy / "out")
+    before = exportable.everything(copy / "out")
     with pytest.raises(BadInput, match="holds another model"):
         export_model(copy / "other", copy / "out", LLM)
-    assert everything(copy / "out") == before
+    assert exportable.everything(copy / "out") == before
 
 
 def test_without_the_builder(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,13 +306,13 @@ def test_without_the_builder(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_a_decoder_that_differs_is_not_entered(dtype: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parity.LIMITS, dtype, parity.Limit(cosine=0.9, relative_error=1e-12))
-    before = everything(copy / "out")
+    before = exportable.everything(copy / "out")
     for out in (copy / "new", copy / "out"):
         with pytest.raises(CheckFailed, match=f"the {dtype} llm graph differs from torch") as caught:
             export_model(copy / "tiny", out, replace(LLM, dtype=dtype))
         assert ("--dtype fp32" in caught.value.remedy) is (dtype == "fp16")
     assert not (copy / "new").exists()
-    assert everything(copy / "out") == before
+    assert exportable.everything(copy / "out") == before
 
 
 def test_a_window_that_the_builder_lost_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +325,7 @@ def test_a_window_that_the_builder_lost_is_noticed(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("step", range(len(export_llm.STEPS)))
 def test_an_interruption_leaves_the_old_bundle(step: int, copy: Path) -> None:
-    before = everything(copy / "out")
+    before = exportable.everything(copy / "out")
 
     def interrupt(said: str) -> None:
         if said == export_llm.STEPS[step]:
@@ -337,7 +333,7 @@ def test_an_interruption_leaves_the_old_bundle(step: int, copy: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         export_model(copy / "tiny", copy / "out", replace(LLM, dtype="fp16"), on_step=interrupt)
-    assert everything(copy / "out") == before
+    assert exportable.everything(copy / "out") == before
 
 
 def test_a_decoder_that_fails_after_its_tower_can_be_taken_up(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

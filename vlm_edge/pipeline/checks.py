@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.backends.onnx.parity import Limit, limit_for
+from vlm_edge.backends.onnx.parity import LIMITS, Limit, limit_for
 from vlm_edge.core.bundle import ArtifactRef, Bundle, ParityResult
 from vlm_edge.core.load import to_plain
 
@@ -73,6 +73,19 @@ def limit_of(part: Part) -> Limit:
     rows = part.bundle.manifest.parity
     asked = [row.limit for row in rows if row.component == part.name and row.metric == "max_error"]
     return limit_for(part.graph.dtype, min(asked, default=None))
+
+
+def stored_file(part: Part, role: str) -> Path | None:
+    """The file of that role for the graph's target, if the bundle has one."""
+    known = {(artifact.role, artifact.target) for artifact in part.bundle.manifest.artifacts}
+    return part.bundle.path(role, target=part.graph.target) if (role, part.graph.target) in known else None
+
+
+def without_limit(part: Part) -> Check | None:
+    """That parity is not checked, for a dtype to which the table has no limit; else None."""
+    if part.graph.dtype in LIMITS:
+        return None
+    return not_checked(f"parity {part.name}", f"there is no limit for dtype {part.graph.dtype or 'unknown'}")
 
 
 def not_checked(name: str, why: str) -> Check:

@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from vlm_edge.backends.onnx import decoder_parity
-from vlm_edge.backends.onnx.parity import LIMITS
 from vlm_edge.core import discover
 from vlm_edge.core.contracts import LlmEngine
 from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
-from vlm_edge.pipeline.checks import Check, Part, limit_of, not_checked, of_parity
+from vlm_edge.pipeline.checks import Check, Part, limit_of, not_checked, of_parity, stored_file, without_limit
 
 REFERENCES = "llm.references"
 POSITIONS = 4
@@ -52,10 +51,8 @@ def decoder_checks(part: Part) -> Iterator[Check]:
 
 
 def _stored(part: Part) -> decoder_parity.DecoderReferences | None:
-    known = {(artifact.role, artifact.target) for artifact in part.bundle.manifest.artifacts}
-    if (REFERENCES, part.graph.target) not in known:
-        return None
-    return decoder_parity.load(part.bundle.path(REFERENCES, target=part.graph.target))
+    path = stored_file(part, REFERENCES)
+    return None if path is None else decoder_parity.load(path)
 
 
 def _against_references(
@@ -66,8 +63,8 @@ def _against_references(
     if stored is None:
         yield not_checked(name, "the bundle holds no references of its decoder")
         return
-    if part.graph.dtype not in LIMITS:
-        yield not_checked(name, f"there is no limit for dtype {part.graph.dtype or 'unknown'}")
+    if unlimited := without_limit(part):
+        yield unlimited
         return
     text = part.bundle.manifest.model.text
     if stored.embeds.shape[2] != text.hidden or (stored.positions is not None) != bool(text.mrope_sections):

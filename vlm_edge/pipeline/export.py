@@ -176,11 +176,10 @@ def _export(model: Source, out: Path, stage: Path, options: ExportOptions, step:
     inputs = tower_inputs(model.images, model.settings, names)
     step(STEPS[1])
     torch_model = load_parts(model.checkpoint, components.PARTS, dtype=torch.float32)
-    hashes = {**model.hashes, "vision": source.weights_hash(torch_model, components.PARTS)}
-    old = present(out, hashes, model.name)
-    if old is not None and export_llm.TEXT_SOURCE in old.source and "vision" not in old.source:
-        hashes[export_llm.TEXT_SOURCE] = text_digest(model.checkpoint)
-        old = present(out, hashes, model.name)
+    hashes = {**model.hashes, export_llm.VISION_SOURCE: source.weights_hash(torch_model, components.PARTS)}
+    old, hashes = export_llm.same_model(
+        out, hashes, model.name, export_llm.TEXT_SOURCE, partial(text_digest, model.checkpoint)
+    )
     module = components.VisionAndProjector(torch_model)
     newline = newline_file(components, torch_model, stage)
     step(STEPS[2])
@@ -225,7 +224,8 @@ def _export_decoder(
     model: Source, out: Path, stage: Path, options: ExportOptions, step: Step, seen: Exported | None
 ) -> Exported:
     """Add the decoder to what was exported before it under the same lock, if anything was."""
-    known = {"vision": seen.bundle.manifest.source["vision"]} if seen else {}
+    part = export_llm.VISION_SOURCE
+    known = {part: seen.bundle.manifest.source[part]} if seen else {}
     job = export_llm.DecoderJob(
         model.checkpoint, model.spec, model.name, {**model.hashes, **known}, options.target, options.dtype,
         options.threads or host.real_cores(), manifest=partial(manifest_of, model),

@@ -117,7 +117,7 @@ def export_decoder(job: DecoderJob, out: Path, stage: Path, step: Step) -> Expor
     folder = f"llm/{job.target}"
     text_dir = stage / "text-model"
     digest = extract_text_model(job.checkpoint, text_dir)
-    old, source = same_model(out, {**job.source, TEXT_SOURCE: digest}, job.name, job.vision_hash)
+    old, source = same_model(out, {**job.source, TEXT_SOURCE: digest}, job.name, VISION_SOURCE, job.vision_hash)
     table_dtype = write_embedding(job.checkpoint, stage / EMBEDDING)
     step(STEPS[1])
     decoder.build_decoder(text_dir, stage / folder, precision=job.dtype, text=job.spec.text)
@@ -152,17 +152,19 @@ def export_decoder(job: DecoderJob, out: Path, stage: Path, step: Step) -> Expor
 
 
 def same_model(
-    out: Path, source: Mapping[str, str], name: str, vision_hash: Callable[[], str]
+    out: Path, source: Mapping[str, str], name: str, other_part: str, other_hash: Callable[[], str]
 ) -> tuple[Manifest | None, dict[str, str]]:
     """The manifest in `out`, if any, and `source` with what it took to know that both are of one model; raises BadInput.
 
-    source: hashes of a model, its decoder's weights among them.
+    source: hashes of a model, the weights of the part that is to be added among them.  other_part, other_hash: the key of the
+    other part, and what tells its hash; that reads the part, and is asked only where `out` holds nothing else.
     """
     source = dict(source)
     old = present(out, source, name)
-    if old is not None and TEXT_SOURCE not in old.source and VISION_SOURCE in old.source.keys() - source.keys():
-        # Names and shapes agree; only the weights tell a fine-tune, and the tower is the one part that both have.
-        source[VISION_SOURCE] = vision_hash()
+    parts = {TEXT_SOURCE, VISION_SOURCE}
+    if old is not None and other_part in old.source and not parts & old.source.keys() & source.keys():
+        # Names and shapes agree; only weights tell a fine-tune, and there are none yet that both sides know.
+        source[other_part] = other_hash()
         old = present(out, source, name)
     return old, source
 

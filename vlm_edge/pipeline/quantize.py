@@ -18,7 +18,7 @@ from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.pipeline import hub
 from vlm_edge.pipeline.export import copied, manifest_of, vision_hash
-from vlm_edge.pipeline.export_llm import TEXT_SOURCE, same_model
+from vlm_edge.pipeline.export_llm import TEXT_SOURCE, VISION_SOURCE, same_model
 from vlm_edge.pipeline.source import Source, describe, source_hashes
 from vlm_edge.pipeline.tools import require_build_tools
 from vlm_edge.units import format_bytes
@@ -120,7 +120,7 @@ def _weighed(described: Source, out: Path, on_note: OnNote) -> dict[str, str]:
 
     on_note("hash the decoder's weights")
     source = {**described.hashes, TEXT_SOURCE: text_digest(described.checkpoint)}
-    return same_model(out, source, described.name, partial(vision_hash, described))[1]
+    return same_model(out, source, described.name, VISION_SOURCE, partial(vision_hash, described))[1]
 
 
 def _opened(root: Path) -> tuple[Checkpoint, Source | None]:
@@ -229,7 +229,6 @@ def _publish(
     manifest = replace(
         manifest,
         source={**manifest.source, **source},
-        tools={**manifest.tools, "vlm-edge": __version__},
         artifacts=tuple(a for a in manifest.artifacts if not a.role.startswith("llm.awq")),
     )
     bundle = publish(out, stage, [*copied(described.checkpoint, stage), *files], manifest, old=old)

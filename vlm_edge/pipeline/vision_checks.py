@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx import references
-from vlm_edge.backends.onnx.parity import LIMITS, Limit, Parity, first_divergence, measure
+from vlm_edge.backends.onnx.parity import Limit, Parity, first_divergence, measure
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
 from vlm_edge.pipeline.calibration import tower_inputs
-from vlm_edge.pipeline.checks import Check, Part, limit_of, not_checked, of_parity
+from vlm_edge.pipeline.checks import Check, Part, limit_of, not_checked, of_parity, stored_file, without_limit
 from vlm_edge.pipeline.encoders import TENSORRT, open_encoder
 from vlm_edge.pipeline.source import Source, bundle_images, weights_hash
 
@@ -72,8 +72,8 @@ def vision_checks(part: Part, torch_says: TorchReference | None) -> Iterator[Che
         return
     wrong = sum(int(np.count_nonzero(~np.isfinite(output))) for output in outputs)
     yield Check(f"finite {part.name}", wrong == 0, wrong, 0, note="" if not wrong else "values that are not finite")
-    if part.graph.dtype not in LIMITS:
-        yield not_checked(f"parity {part.name}", f"there is no limit for dtype {part.graph.dtype or 'unknown'}")
+    if unlimited := without_limit(part):
+        yield unlimited
         return
     yield from _against_references(part, inputs, outputs, limit_of(part), located=torch_says is not None)
     if torch_says is not None:
@@ -96,10 +96,8 @@ def _encoded(encoder: Any, arrays: Arrays) -> Floats:
 
 
 def _stored(part: Part) -> references.StoredReferences | None:
-    known = {(artifact.role, artifact.target) for artifact in part.bundle.manifest.artifacts}
-    if (REFERENCES, part.graph.target) not in known:
-        return None
-    return references.load(part.bundle.path(REFERENCES, target=part.graph.target))
+    path = stored_file(part, REFERENCES)
+    return None if path is None else references.load(path)
 
 
 def _against_references(
