@@ -125,6 +125,16 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak << 10
 
 
+def child_peak_bytes() -> int:
+    """The most resident memory of any process that this one started and waited for, or 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
 def rss_bytes() -> int:
     """Resident memory of this process now, or 0 where the system does not tell."""
     return _field(_ROOT / "proc/self/status", "VmRSS:", unit=1 << 10) or 0

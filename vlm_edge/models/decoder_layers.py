@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,15 @@ class StreamedDecoder:
         fill(self._model, self._layout, (self._filled,))
         return self._model.get_submodule(self._filled).to(self.device)
 
+    def layer_of(self, index: int, parameters: Mapping[str, torch.Tensor]) -> nn.Module:
+        """Layer `index` with these parameters in place of the checkpoint's; the layer given before loses its weights."""
+        if self._filled is not None:
+            self._model.get_submodule(self._filled).to("meta")
+        self._filled = f"{self.path}.layers.{index}"
+        layer = self._model.get_submodule(self._filled)
+        layer.load_state_dict(dict(parameters), strict=True, assign=True)
+        return layer.to(self.device)
+
     def arguments(self, index: int, placement: Placement) -> Mapping[str, Any]:
         """What layer `index` is called with beside the hidden states: masks and rotary positions as transformers makes them."""
         length = placement.length
@@ -79,16 +88,33 @@ class StreamedDecoder:
         named: Mapping[str, Any] = self._caller.layers[index].named
         return named
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states behind the last layer [T, D] -> logits float32 [T, V]; the output table is read in pieces."""
-        table = self._stored(f"{self.head_path}.weight")
+    def logits(self, states: torch.Tensor, head: Iterable[torch.Tensor] | None = None) -> torch.Tensor:
+        """Hidden states behind the last layer [T, D] -> logits float32 [T, V]; the output table is read in pieces.
+
+        head: other pieces of such a table, in place of the checkpoint's.
+        """
         with torch.no_grad():
             normed = self._caller.norm(states.to(self.device))
-            parts = [normed @ rows.to(self.device).t() for rows in pieces(table)]
+            parts = [normed @ rows.to(self.device).t() for rows in (self.head() if head is None else head)]
             found = torch.cat(parts, dim=1)
             if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
                 found = torch.tanh(found / cap) * cap
         return found
+
+    def head(self) -> Iterator[torch.Tensor]:
+        """The output table [V, D] as the checkpoint stores it, float32, a few rows at a time."""
+        return pieces(self._stored(f"{self.head_path}.weight"))
+
+    @property
+    def final_norm(self) -> torch.Tensor:
+        """The final norm's weight [D] as the checkpoint stores it, float32."""
+        weight: torch.Tensor = self._caller.norm.weight.data
+        return weight
+
+    @property
+    def embedding_scale(self) -> float:
+        """What rows of the table are multiplied with before the first layer."""
+        return float(getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0))
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         """Input embeddings float32 [T, D] as the model's own embedding layer gives them; only those rows are read.
@@ -104,8 +130,7 @@ class StreamedDecoder:
         kinds = sorted(set(tokens))
         table = torch.stack([read(_rows(self._embedding, token, 1), torch.float32)[0] for token in kinds])
         places = {token: place for place, token in enumerate(kinds)}
-        scale = getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0)
-        return table[[places[token] for token in tokens]] * scale
+        return table[[places[token] for token in tokens]] * self.embedding_scale
 
     @property
     def embedding(self) -> TensorRef:

@@ -92,15 +92,21 @@ def check_decoder(dtype: str, target: str, spec: ModelSpec | None = None) -> Non
     if target == "cuda" and dtype != "fp16":
         raise BadInput("ONNX Runtime's attention on CUDA is written for fp16", remedy="use --dtype fp16")
     decoder.require_builder()
-    if spec is not None and spec.text.head_dim % HEAD_DIM_UNIT:
+    if spec is not None:
+        check_text(spec.text, otherwise="--component vision,projector")
+
+
+def check_text(text: TextSpec, *, otherwise: str) -> None:
+    """Raise BadInput for a decoder that no graph can be made of; otherwise: the option that makes none."""
+    if text.head_dim % HEAD_DIM_UNIT:
         raise BadInput(
-            f"ONNX Runtime's attention has no heads of {spec.text.head_dim} values",
-            remedy=f"use a model whose head_dim is a multiple of {HEAD_DIM_UNIT}, or --component vision,projector",
+            f"ONNX Runtime's attention has no heads of {text.head_dim} values",
+            remedy=f"use a model whose head_dim is a multiple of {HEAD_DIM_UNIT}, or {otherwise}",
         )
-    if spec is not None and spec.text.architecture not in decoder.ARCHITECTURES:
+    if text.architecture not in decoder.ARCHITECTURES:
         raise BadInput(
-            f"{spec.text.architecture} decoders cannot be exported: onnxruntime-genai's builder makes no right graph of them",
-            remedy=f"export --component vision,projector alone; decoders that work: {', '.join(decoder.ARCHITECTURES)}",
+            f"{text.architecture} decoders cannot be exported: onnxruntime-genai's builder makes no right graph of them",
+            remedy=f"use {otherwise}; decoders that work: {', '.join(decoder.ARCHITECTURES)}",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge import __version__
-from vlm_edge.core.bundle import ArtifactRef, Bundle, atomic_write, reference
+from vlm_edge.core.bundle import ArtifactRef, Bundle, ParityResult, atomic_write, reference
 from vlm_edge.core.bundle_writer import Staged, locked, present, publish
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
 from vlm_edge.core.resources import resource_dir
@@ -34,6 +34,7 @@ REPORT = "reports/quantize.json"
 AWQ = "llm/awq"
 WORK = "llm/.quantize"
 _NEEDED = ("torch", "transformers", "safetensors")
+_NEEDED_FOR_GRAPHS = ("onnx", "onnxruntime-genai")
 
 
 @dataclass(frozen=True)
@@ -148,16 +149,11 @@ def _check_options(options: QuantizeOptions) -> None:
     ):  # fmt: skip
         if value not in known:
             raise BadInput(f"{flag} {value} is not supported", remedy=f"use one of {', '.join(map(str, known))}")
-    if options.target != "none":
-        raise BadInput(
-            f"the int4 ONNX decoder for {options.target} is not written yet",
-            remedy="use --target none: the AWQ checkpoint in llm/awq loads in vLLM, SGLang and transformers",
-        )
     for flag, value, default in (
         ("--lm-head", options.lm_head, "fp16"),
         ("--kv-cache-dtype", options.kv_cache_dtype, "auto"),
     ):
-        if value != default:
+        if options.target == "none" and value != default:
             raise BadInput(
                 f"{flag} {value} concerns the ONNX decoder, and --target none writes none", remedy=f"leave {flag} out"
             )
@@ -204,11 +200,15 @@ def skipped_parts(described: Source | None) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Finished:
-    """Files in the stage folder, by their place in OUT, with their roles, and the report."""
+    """Files in the stage folder, by their place in OUT, with their roles, and the report.
+
+    parity: of the ONNX decoder, if one was written.
+    """
 
     files: Sequence[Staged]
     report: Mapping[str, Any]
     clean: Callable[[], None]
+    parity: Sequence[ParityResult] = ()
 
 
 def _publish(
@@ -226,10 +226,14 @@ def _publish(
         return Quantized(out, None, artifacts, finished.report)
     old = present(out, source, described.name)
     manifest = manifest_of(described, old)
+    targets = {file.target for file in files if file.role == "llm.graph"}
+    components = {row.component for row in finished.parity}
     manifest = replace(
         manifest,
         source={**manifest.source, **source},
-        artifacts=tuple(a for a in manifest.artifacts if not a.role.startswith("llm.awq")),
+        tools={**manifest.tools, **finished.report["versions"]},
+        artifacts=tuple(a for a in manifest.artifacts if not _is_replaced(a, targets)),
+        parity=(*(row for row in manifest.parity if row.component not in components), *finished.parity),
     )
     bundle = publish(out, stage, [*copied(described.checkpoint, stage), *files], manifest, old=old)
     finished.clean()
@@ -237,9 +241,16 @@ def _publish(
     return Quantized(out, bundle, tuple(a for a in bundle.manifest.artifacts if a.path in paths), finished.report)
 
 
-def versions() -> dict[str, str]:
+def _is_replaced(artifact: ArtifactRef, targets: Container[str]) -> bool:
+    """Whether an artifact is an AWQ checkpoint, or a decoder for one of the targets."""
+    role = artifact.role
+    return role.startswith("llm.awq") or (role.startswith(("llm.graph", "llm.ref")) and artifact.target in targets)
+
+
+def versions(target: str = "none") -> dict[str, str]:
     """Of everything that had a part in the result."""
-    return {"vlm-edge": __version__} | {name: metadata.version(name) for name in _NEEDED}
+    needed = _NEEDED if target == "none" else (*_NEEDED, *_NEEDED_FOR_GRAPHS)
+    return {"vlm-edge": __version__} | {name: metadata.version(name) for name in needed}
 
 
 def gate(kl: float, plain_kl: float, method: str) -> None:

@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
+from vlm_edge.backends.onnx.int4_decoder import Int4Settings
 from vlm_edge.core import host
 from vlm_edge.core.bundle_writer import Staged
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.core.load import to_plain
+from vlm_edge.core.specs import TextSpec
 from vlm_edge.models.decoder_layers import StreamedDecoder
+from vlm_edge.models.subjects import subject_from
 from vlm_edge.models.text_weights import write_table
 from vlm_edge.pipeline import awq_checkpoint
 from vlm_edge.pipeline.calibration_set import (
@@ -31,6 +34,7 @@ from vlm_edge.pipeline.calibration_set import (
     split,
 )
 from vlm_edge.pipeline.export_llm import EMBEDDING
+from vlm_edge.pipeline.int4_export import Int4Decoder, Int4Job, check_int4, export_int4
 from vlm_edge.pipeline.quantize import (
     AWQ,
     WORK,
@@ -74,12 +78,20 @@ class Run:
         check_sizes(self.layer, self.scheme)
         resolve(self.architecture, self.layer, self.decoder.config)
         self.seqlen = seqlen_of(options, self.context)
+        self.text = self._checked_text() if options.target != "none" else None
         self.base_bytes = host.rss_bytes()
         self.limit = MemoryLimit(options.max_memory_bytes)
         self.samples: tuple[Sample, ...] = ()
         if options.method == "awq" and sequences is None:
             self.samples = read_samples(calibration_path(options), limit=options.samples)
         self.plan = self._checked_plan(self._estimate())
+
+    def _checked_text(self) -> TextSpec:
+        """The decoder's sizes; raises for one that no graph can be made of."""
+        model = self.described
+        text = model.spec.text if model else subject_from(self.checkpoint.root.name, self.checkpoint.config).text
+        check_int4(text)
+        return text
 
     def _checked_plan(self, made: MemoryPlan) -> MemoryPlan:
         limit = self.options.max_memory_bytes
@@ -136,9 +148,13 @@ class Run:
             if found is not None:
                 gate(found.kl, found.plain_kl, self.options.method)
             files = self._assemble(work, stage)
+            graph = self._graph(work, stage)
             self.limit.check()
         report = self._report(work, made, found, resident, time.monotonic() - started)
-        return Finished(files, report, work.remove)
+        if graph is None:
+            return Finished(files, report, work.remove)
+        report["onnx"] = graph.report
+        return Finished([*files, *graph.files], report, work.remove, graph.parity)
 
     def _calibrate(self, work: Workspace, stage: Path) -> None:
         if self.given is not None:
@@ -195,6 +211,24 @@ class Run:
         dtype = write_table(self.decoder.embedding, stage / EMBEDDING)
         return [*files, Staged(EMBEDDING, "llm.embedding", dtype=dtype)]
 
+    def _graph(self, work: Workspace, stage: Path) -> Int4Decoder | None:
+        if self.text is None:
+            return None
+        release(cycles=True)
+        layers = [work.layer_path(index) for index in range(self.decoder.count)]
+        settings = Int4Settings(self.scheme, self.options.lm_head)
+        job = Int4Job(
+            self.checkpoint,
+            self.decoder,
+            self.text,
+            layers,
+            self.options.target,
+            settings,
+            self.limit,
+            host.real_cores(),
+        )
+        return export_int4(job, stage, self.on_note)
+
     def _report(
         self, work: Workspace, made: MemoryPlan, found: Divergence | None, resident: bool, seconds: float
     ) -> dict[str, Any]:
@@ -229,7 +263,7 @@ class Run:
             "seconds": math.ceil(seconds * 1000) / 1000,
             "device": str(self.decoder.device),
             "threads": torch.get_num_threads(),
-            "versions": versions(),
+            "versions": versions(self.options.target),
         }
 
 

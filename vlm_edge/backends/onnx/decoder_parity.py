@@ -51,7 +51,7 @@ def compare(engine: LlmEngine, references: DecoderReferences, dtype: str, *, lim
     measured, expected = [], []
     for index, embeds in enumerate(references.embeds):
         positions = None if references.positions is None else references.positions[index]
-        rows = _steps(engine, embeds, references.prompt, positions)
+        rows = decode_rows(engine, embeds, references.prompt, positions)
         if references.columns.max(initial=0) >= len(rows[0]):
             raise DamagedBundle("the references are those of another decoder", remedy="export the model again")
         measured += [logits[references.columns] for logits in rows]
@@ -59,7 +59,8 @@ def compare(engine: LlmEngine, references: DecoderReferences, dtype: str, *, lim
     return measure(COMPONENT, dtype, measured, expected, limit=limit)
 
 
-def _steps(engine: LlmEngine, embeds: Floats, prompt: int, positions: NDArray[np.int64] | None) -> list[Floats]:
+def decode_rows(engine: LlmEngine, embeds: Floats, prompt: int, positions: NDArray[np.int64] | None) -> list[Floats]:
+    """Logits [V] after the first `prompt` rows of one sequence [L, D], and after each that follows; a held sequence is lost."""
     engine.rewind(0)
     parts = [slice(0, prompt), *(slice(row, row + 1) for row in range(prompt, len(embeds)))]
     return [

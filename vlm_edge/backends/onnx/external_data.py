@@ -48,7 +48,7 @@ class ExternalData:
         data = np.ascontiguousarray(values)
         if self._offset + data.nbytes > self._end:
             raise ValueError(f"{self.tensors[-1].name} has no room for {data.nbytes} more bytes")
-        self._stream.write(memoryview(data).cast("B"))
+        self._stream.write(data.data.cast("B"))
         self._offset += data.nbytes
 
     def whole(self) -> bool:

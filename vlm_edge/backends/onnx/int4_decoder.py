@@ -1,7 +1,7 @@
 """A decoder of 4-bit weights: the builder's graph from a template of two layers, weights packed and written layer by layer.
 
-onnxruntime-genai's builder takes an AWQ checkpoint too, but holds all of it several times over, cannot stack gate and up there, and rounds
-the lm_head whatever it is told. Needs the `build` extra.
+onnxruntime-genai's builder takes an AWQ checkpoint too, but holds all of it several times over, cannot stack gate and up there,
+and rounds the lm_head whatever it is told. Needs the `build` extra.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 HEADS = ("fp16", "int8", "int4")
 EXACT, INT8_ACTIVATIONS = 1, 4
-"""MatMulNBits' accuracy_level: multiply in fp32, or round each block of activations to int8 first, which is several times quicker."""
+"""MatMulNBits' accuracy_level: multiply floats, or round each block of activations to int8 first, which is much quicker."""
 _WEIGHT = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+)\.MatMul\.weight")
 _OTHER = re.compile(r"model\.layers\.(\d+)\.(?:(attn|mlp)\.)?(\w+?)(?:\.(Add\.bias|layernorm\.weight)|\.weight)")
 _MODULES = {"attn": "self_attn.", "mlp": "mlp.", None: ""}
 _PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_FUSED = {("gate_proj", "up_proj"): "gate_up_proj"}
+_FUSED: Mapping[tuple[str, ...], str] = {("gate_proj", "up_proj"): "gate_up_proj"}
 _HEAD = "lm_head.MatMul"
 _ANOTHER_BUILDER = "use the onnxruntime-genai version that vlm-edge[build] asks for"
 Floats = NDArray[np.floating[Any]]
@@ -106,6 +106,21 @@ def write_decoder(template: Path, text: TextSpec, weights: DecoderWeights, out: 
     model.graph.initializer.extend(data.tensors)
     _check_complete(model)
     with atomic_write(out / GRAPH) as stream:
+        stream.write(model.SerializeToString())
+
+
+def set_accuracy(graph: Path, level: int) -> None:
+    """Have every product of a written decoder computed at another accuracy_level; its data stay as they are."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(str(graph), load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", level)])
+    with atomic_write(graph) as stream:
         stream.write(model.SerializeToString())
 
 
@@ -243,15 +258,19 @@ def _write_head(
         for part in rows:
             data.write(part.half().numpy())
     else:
-        _packed_head(data, model, product, text, rows, settings, dtype)
+        _packed_head(data, product, text, rows, settings, dtype)
     if not data.whole():
         raise CheckFailed(f"the lm_head has fewer rows than the vocabulary's {text.vocab}", remedy=_ANOTHER_BUILDER)
 
 
 def _packed_head(
-    data: ExternalData, model: ModelProto, product: NodeProto, text: TextSpec, rows: Iterator[torch.Tensor],
-    settings: Int4Settings, dtype: Any,
-) -> None:  # fmt: skip
+    data: ExternalData,
+    product: NodeProto,
+    text: TextSpec,
+    rows: Iterator[torch.Tensor],
+    settings: Int4Settings,
+    dtype: Any,
+) -> None:
     from onnx import helper
 
     scheme = head_scheme(settings)
