@@ -92,6 +92,10 @@ class Manifest:
     self_sha256: str = ""
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
+    def kv_cache(self, target: str) -> str:
+        """`int8` or `int4` where a target's decoder keeps its KV cache so; empty where it has the graph's float type."""
+        return next((a.dtype for a in self.artifacts if a.role == "llm.kv_scales" and a.target == target), "")
+
     def sealed(self) -> Manifest:
         """The same record with its own hash filled in."""
         return replace(self, self_sha256=self.digest())

@@ -140,6 +140,12 @@ def rss_bytes() -> int:
     return _field(_ROOT / "proc/self/status", "VmRSS:", unit=1 << 10) or 0
 
 
+def kept_bytes() -> int:
+    """Resident memory of this process without the pages of mapped files, which the system drops when it needs room."""
+    parts = [_field(_ROOT / "proc/self/status", name, unit=1 << 10) for name in ("RssAnon:", "RssShmem:")]
+    return rss_bytes() if None in parts else sum(part or 0 for part in parts)
+
+
 def data_bytes() -> int:
     """Private writable memory of this process, as RLIMIT_DATA counts it, or 0 where the system does not tell."""
     return _field(_ROOT / "proc/self/status", "VmData:", unit=1 << 10) or 0

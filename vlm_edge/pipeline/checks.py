@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.backends.onnx.kv_cache import limit_name
 from vlm_edge.backends.onnx.parity import LIMITS, Limit, limit_for
 from vlm_edge.core.bundle import ArtifactRef, Bundle, ParityResult
 from vlm_edge.core.load import to_plain
@@ -72,7 +73,9 @@ def limit_of(part: Part) -> Limit:
     """The dtype's, and the largest difference that the graph was exported with, if one was asked for."""
     rows = part.bundle.manifest.parity
     asked = [row.limit for row in rows if row.component == part.name and row.metric == "max_error"]
-    return limit_for(part.graph.dtype, min(asked, default=None))
+    cache = part.bundle.manifest.kv_cache(part.graph.target)
+    name = limit_name(cache) if cache and part.graph.role == "llm.graph" else part.graph.dtype
+    return limit_for(name, min(asked, default=None))
 
 
 def stored_file(part: Part, role: str) -> Path | None:

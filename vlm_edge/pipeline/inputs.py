@@ -32,7 +32,8 @@ class Planned:
     """A model, and what its recipe or manifest says about running it.
 
     source: bundle, checkpoint, config or recipe.  tiles: beside a global view; None where the family has its own way.
-    target: that the model is bound to.  max_model_len: None where nothing says so.
+    target: that the model is bound to.  max_model_len: None where nothing says so.  kv_cache: of a bundle's decoder, if not its
+    float type.
     """
 
     subject: Subject
@@ -42,6 +43,7 @@ class Planned:
     target: str | None = None
     weights: str = "awq"
     group_size: int = 128
+    kv_cache: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -125,6 +127,7 @@ def _bundle(root: Path, target: str | None) -> Planned:
         tiles=0 if whole else manifest.limits.max_tiles if one_view else None,
         max_model_len=manifest.limits.max_model_len,
         target="cuda" if chosen == "cuda" else "cpu",
+        kv_cache=manifest.kv_cache(chosen),
         notes=notes,
     )
 

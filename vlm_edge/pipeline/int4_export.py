@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from vlm_edge.backends.onnx import decoder, decoder_parity, int4_decoder
+from vlm_edge.backends.onnx import decoder, decoder_parity, int4_decoder, kv_cache
 from vlm_edge.backends.onnx.engine import OnnxEngine
 from vlm_edge.backends.onnx.int4_decoder import EXACT, INT8_ACTIVATIONS, Int4Settings, round_head
 from vlm_edge.backends.onnx.parity import Parity, measure, require
@@ -38,13 +39,17 @@ BUILDERS = {"cpu": "fp32", "cuda": "fp16"}
 GAP = 1e-3
 """Two logits that are nearer to each other may change places with the order of additions."""
 SPARE_BYTES = 256 << 20
+KV_SEQUENCES = 8
+"""Calibration sequences that the KV cache's scales are found on."""
+SCALES = "kv_scales.safetensors"
 
 
 @dataclass(frozen=True)
 class Int4Job:
     """What is written, and from what.
 
-    layers: finished layers' files.  threads: of ONNX Runtime.
+    layers: finished layers' files.  threads: of ONNX Runtime.  kv_cache: `auto`, the graph's float type, or `int8` or `int4`,
+    whose scales are found on `sequences`.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +60,8 @@ class Int4Job:
     settings: Int4Settings
     limit: MemoryLimit
     threads: int
+    kv_cache: str = "auto"
+    sequences: Iterable[tuple[torch.Tensor, Placement]] = ()
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,18 @@ def export_int4(job: Int4Job, stage: Path, on_note: Any) -> Int4Decoder:
     release()
     parity, report = _as_it_runs(job, graph, embeds, positions, logits)
     component = f"{COMPONENT}/{job.target}"
+    scales: tuple[Staged, ...] = ()
+    if job.kv_cache != "auto":
+        release()
+        on_note("find the KV cache's scales")
+        parity, cache = _quantize_cache(job, graph, embeds, positions, logits)
+        report |= {"kv_cache": cache}
+        scales = (Staged(f"{component}/{SCALES}", "llm.kv_scales", job.target, job.kv_cache),)
     files = (
         Staged(f"{component}/{decoder.GRAPH}", "llm.graph", job.target, "int4"),
         Staged(f"{component}/{decoder.DATA}", "llm.graph.data", job.target, "int4"),
         Staged(f"{component}/references.npz", "llm.references", job.target, "fp32"),
+        *scales,
     )
     rows = tuple(replace(row, component=component) for row in parity.results())
     found = {"exact": _summary(job, exact, logits), **report, "builder_peak_bytes": builder_bytes}
@@ -219,8 +234,7 @@ def _as_it_runs(
     job: Int4Job, graph: Path, embeds: Floats, positions: NDArray[np.int64] | None, logits: Floats
 ) -> tuple[Parity, dict[str, Any]]:
     """Compare the graph as a run loads it, and choose what its products are computed in."""
-    needed = host.rss_bytes() + (graph.parent / decoder.DATA).stat().st_size + SPARE_BYTES
-    if job.limit.limit_bytes is not None and needed > job.limit.limit_bytes:
+    if not _has_room(job, graph):
         return _parity(job, _rows(job, graph, embeds, positions, mapped=True), logits, "int4"), {
             "activations": "int8" if job.settings.accuracy_level == INT8_ACTIVATIONS else "float",
             "as_run": None,
@@ -237,6 +251,43 @@ def _as_it_runs(
     parity = _parity(job, rows, logits, "int4")
     require(parity, remedy="report the model; --target none writes the AWQ checkpoint alone")
     return parity, {"activations": "float", "as_run": _summary(job, rows, logits), "int8_activations": summary}
+
+
+def _quantize_cache(
+    job: Int4Job, graph: Path, embeds: Floats, positions: NDArray[np.int64] | None, logits: Floats
+) -> tuple[Parity, dict[str, Any]]:
+    """Look at the cache of the calibration sequences, give the graph one of few bits, and compare again."""
+    ranges = kv_cache.Ranges(job.text)
+    sequences = list(itertools.islice(job.sequences, KV_SEQUENCES))
+    # What `verify` asks later has to lie within the ranges, too.
+    sequences += [
+        (torch.from_numpy(rows), Placement(len(rows), None if positions is None else torch.from_numpy(positions[i])))
+        for i, rows in enumerate(embeds)
+    ]
+    longest = max(len(rows) for rows, _ in sequences)
+    engine = OnnxEngine(graph, job.text, target="cpu", threads=job.threads, context=longest, mapped=True)
+    for rows, place in sequences:
+        engine.rewind(0)
+        engine.forward(rows.numpy(), None if place.positions is None else place.positions.numpy())
+        ranges.add(engine.cached())
+        job.limit.check()
+    del engine
+    release()
+    scales = ranges.scales(kv_cache.BITS[job.kv_cache])
+    kv_cache.save_scales(scales, graph.parent / SCALES)
+    kv_cache.quantize_cache(graph, job.text, scales, job.kv_cache)
+    rows = _rows(job, graph, embeds, positions, mapped=not _has_room(job, graph))
+    parity = _parity(job, rows, logits, kv_cache.limit_name(job.kv_cache))
+    better = "--kv-cache-dtype int8, or auto" if job.kv_cache == "int4" else "--kv-cache-dtype auto"
+    require(parity, remedy=f"a cache of {job.kv_cache} loses too much in this decoder: use {better}")
+    found = {"dtype": job.kv_cache, "calibration_sequences": len(sequences), "calibration_positions": ranges.positions}
+    return parity, {**found, **_summary(job, rows, logits)}
+
+
+def _has_room(job: Int4Job, graph: Path) -> bool:
+    """Whether a limit lets the decoder be loaded as a run loads it."""
+    needed = host.rss_bytes() + (graph.parent / decoder.DATA).stat().st_size + SPARE_BYTES
+    return job.limit.limit_bytes is None or needed <= job.limit.limit_bytes
 
 
 def _summary(job: Int4Job, rows: Sequence[Floats], logits: Floats) -> dict[str, float | int]:

@@ -157,7 +157,7 @@ def _request(
         group_size=model.group_size if options.group_size is None else options.group_size,
         lm_head=options.lm_head,
         vision_dtype=("fp32" if cpu else "fp16") if options.vision_dtype is None else options.vision_dtype,
-        kv_cache=given if given != "auto" else "fp32" if cpu else "fp16",
+        kv_cache=given if given != "auto" else model.kv_cache or ("fp32" if cpu else "fp16"),
         images=options.images if model.subject.vision is not None else 0,
         image_px=_size(options.image_size, notes) if model.subject.vision is not None else (1, 1),
         tiles=_tiles(model, options),

@@ -58,7 +58,10 @@ def plan(
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
     decode = tuple(_decode_bytes(header, reduced_px(bundle, look)) for header in images)
     layouts = None if family.free_tiles else image_layouts(bundle, images, look)
-    load = Load(decode, look.max_tiles, context_tokens=limits.max_model_len, layouts=layouts, again=again)
+    kv_bits = {"int8": 8, "int4": 4}.get(bundle.manifest.kv_cache("cpu"), 32)
+    load = Load(
+        decode, look.max_tiles, context_tokens=limits.max_model_len, kv_bits=kv_bits, layouts=layouts, again=again
+    )
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
 
 

@@ -244,7 +244,8 @@ def _publish(
 def _is_replaced(artifact: ArtifactRef, targets: Container[str]) -> bool:
     """Whether an artifact is an AWQ checkpoint, or a decoder for one of the targets."""
     role = artifact.role
-    return role.startswith("llm.awq") or (role.startswith(("llm.graph", "llm.ref")) and artifact.target in targets)
+    of_graph = role.startswith(("llm.graph", "llm.references", "llm.kv_scales"))
+    return role.startswith("llm.awq") or (of_graph and artifact.target in targets)
 
 
 def versions(target: str = "none") -> dict[str, str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ from vlm_edge.quant.mapping import architecture_of, linear_layers, resolve
 from vlm_edge.quant.memory_limit import MemoryLimit, release
 from vlm_edge.quant.memory_plan import MemoryPlan, Sizes, plan
 from vlm_edge.quant.qparams import Scheme
-from vlm_edge.quant.sequences import CalibrationSequence
+from vlm_edge.quant.sequences import CalibrationSequence, Placement
 from vlm_edge.quant.stream import Divergence, Job, check_sizes, divergence, stream
 from vlm_edge.quant.workspace import LayerReport, Workspace
 
@@ -82,7 +82,8 @@ class Run:
         self.base_bytes = host.rss_bytes()
         self.limit = MemoryLimit(options.max_memory_bytes)
         self.samples: tuple[Sample, ...] = ()
-        if options.method == "awq" and sequences is None:
+        self.needs_data = options.method == "awq" or options.kv_cache_dtype != "auto"
+        if self.needs_data and sequences is None:
             self.samples = read_samples(calibration_path(options), limit=options.samples)
         self.plan = self._checked_plan(self._estimate())
 
@@ -131,7 +132,7 @@ class Run:
             work = Workspace(self.out / WORK, self._fingerprint())
             if work.resumed:
                 self.on_note(f"{work.resumed} of {self.decoder.count} layers were finished before")
-            elif self.options.method == "awq" and not work.state.sequences:
+            elif self.needs_data and not work.state.sequences:
                 self._calibrate(work, stage)
             elif work.state.sequences:
                 self.on_note("the calibration data was prepared before")
@@ -141,7 +142,7 @@ class Run:
             resident = limit is None or made.resident <= limit
             job = Job(
                 self.decoder.count, self.architecture, self.decoder.config, self.scheme, self.options.method, resident,
-                self.options.search_tokens,
+                self.options.search_tokens, keep_first=self.options.kv_cache_dtype != "auto",
             )  # fmt: skip
             stream(self.decoder, work, job, self.limit, self._progress(work))
             found = divergence(self.decoder, work) if self.options.method == "awq" else None
@@ -183,8 +184,8 @@ class Run:
         data: Any = None
         if self.given is not None:
             data = time.time_ns()
-        elif options.method == "awq":
-            data = [digest(self.samples), self.seqlen]
+        elif self.needs_data:
+            data = [digest(self.samples), self.seqlen, options.kv_cache_dtype != "auto"]
         content = [source_hashes(self.checkpoint), stamps, asked, data, versions()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -218,16 +219,19 @@ class Run:
         layers = [work.layer_path(index) for index in range(self.decoder.count)]
         settings = Int4Settings(self.scheme, self.options.lm_head)
         job = Int4Job(
-            self.checkpoint,
-            self.decoder,
-            self.text,
-            layers,
-            self.options.target,
-            settings,
-            self.limit,
-            host.real_cores(),
-        )
+            self.checkpoint, self.decoder, self.text, layers, self.options.target, settings, self.limit, host.real_cores(),
+            self.options.kv_cache_dtype, self._first_states(work),
+        )  # fmt: skip
         return export_int4(job, stage, self.on_note)
+
+    def _first_states(self, work: Workspace) -> Iterator[tuple[torch.Tensor, Placement]]:
+        """Calibration sequences as the first layer reads them."""
+        if self.options.kv_cache_dtype == "auto":
+            return
+        states, places = work.hidden_states(resident=False), work.placements()
+        states.open(0)
+        for index in range(len(places) - 3 * work.state.held_out):
+            yield states.get(index), places[index]
 
     def _report(
         self, work: Workspace, made: MemoryPlan, found: Divergence | None, resident: bool, seconds: float
@@ -257,6 +261,7 @@ class Run:
                 "planned_bytes": made.resident if resident else made.spilled,
                 "least_bytes": made.spilled,
                 "peak_bytes": max(self.limit.peak_bytes, host.rss_bytes()),
+                "kept_peak_bytes": self.limit.kept_bytes,
                 "hidden_states": "memory" if resident else "file",
             },
             "resumed_layers": work.resumed,

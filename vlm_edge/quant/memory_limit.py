@@ -17,24 +17,26 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class MemoryLimit:
-    """Resident bytes that may be held; None: as many as there are.
+    """Resident bytes that may be held, pages of mapped files not counted; None: as many as there are.
 
-    `check` is called between steps and raises BadInput once the watchdog has seen more.  peak_bytes: the most that it has seen.
+    `check` is called between steps and raises BadInput once the watchdog has seen more.  kept_bytes: the most that it has seen;
+    peak_bytes: with pages of mapped files, which the system drops when it needs room.
     """
 
     def __init__(self, limit_bytes: int | None) -> None:
         self.limit_bytes = limit_bytes
-        self.peak_bytes = 0
+        self.peak_bytes = self.kept_bytes = 0
         self._stop = threading.Event()
 
     def check(self) -> None:
         """Raise BadInput if the limit was passed."""
         self._look()
-        if self.limit_bytes is not None and self.peak_bytes > self.limit_bytes:
-            raise self._refusal(f"{format_bytes(self.peak_bytes)} were held")
+        if self.limit_bytes is not None and self.kept_bytes > self.limit_bytes:
+            raise self._refusal(f"{format_bytes(self.kept_bytes)} were held")
 
     def _look(self) -> None:
         self.peak_bytes = max(self.peak_bytes, host.rss_bytes())
+        self.kept_bytes = max(self.kept_bytes, host.kept_bytes())
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_S):

@@ -42,7 +42,11 @@ class DecoderSource(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What to do.  count: layers.  architecture, config: of the text model.  resident: hidden states stay in memory."""
+    """What to do.
+
+    count: layers.  architecture, config: of the text model.  resident: hidden states stay in memory.  keep_first: leave what the
+    first layer read in the workspace.
+    """
 
     count: int
     architecture: Architecture
@@ -51,6 +55,7 @@ class Job:
     method: str = "awq"
     resident: bool = True
     search_tokens: int = SEARCH_TOKENS
+    keep_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def stream(
         if states is not None:
             states.advance()
         work.record(report)
-        if states is not None:
+        if states is not None and not (job.keep_first and index == 0):
             states.drop(index)
         del layer, result
         release()

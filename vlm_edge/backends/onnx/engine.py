@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,10 @@ from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.memory.plan import PREFILL_CHUNK
 
 Positions = NDArray[np.int64]
-_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_FLOATS: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_CACHES: dict[str, type[np.generic]] = {**_FLOATS, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+_PACKED = "tensor(uint8)"
+"""Two 4-bit values in a byte."""
 _POSITIONS = "position_ids"
 
 
@@ -22,8 +27,9 @@ class OnnxEngine:
     """One sequence through a decoder built by onnxruntime-genai's builder (inputs_embeds in, last logits out).
 
     Past and present share one buffer per layer, [1, kv_heads, context, head_dim], so no step copies the cache; its type and
-    the embeddings' are the graph's, fp32 or fp16. A prompt is prefilled in chunks of PREFILL_CHUNK positions, which bounds the
-    activations; not so where a prefix attends in both directions: no part of it can be read without the rest.
+    the embeddings' are the graph's, fp32 or fp16, and a cache may be int8 or int4 too (two values in a byte). A prompt is
+    prefilled in chunks of PREFILL_CHUNK positions, which bounds the activations; not so where a prefix attends in both
+    directions: no part of it can be read without the rest.
     mapped: as in open_session.
     Raises DamagedBundle for a graph that is not the decoder that `text` describes, or that takes what is not fed here.
     """
@@ -41,12 +47,12 @@ class OnnxEngine:
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         past = [f"past_key_values.{layer}.{part}" for layer in range(text.layers) for part in ("key", "value")]
         _check_graph(self._session, graph, text, inputs, past)
-        self._float = _NUMPY_TYPES[inputs["inputs_embeds"]]
+        self._float = _FLOATS[inputs["inputs_embeds"]]
         self._ones = np.ones((1, context), np.int64)
         device = "cuda" if target == "cuda" else "cpu"
         self._cache = []
         for name in past:
-            empty = np.zeros((1, text.kv_heads, context, text.head_dim), _NUMPY_TYPES[inputs[name]])
+            empty = np.zeros((1, text.kv_heads, context, _width(text, inputs[name])), _CACHES[inputs[name]])
             buffer = runtime.OrtValue.ortvalue_from_numpy(empty, device, 0)
             self._cache.append((name, _present(name), buffer))
 
@@ -54,6 +60,11 @@ class OnnxEngine:
     def length(self) -> int:
         """Positions in the cache."""
         return self._length
+
+    def cached(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Keys and values [1, kv_heads, length, head_dim] of every layer, as the graph keeps them."""
+        arrays = [buffer.numpy()[:, :, : self._length] for _, _, buffer in self._cache]
+        return zip(arrays[0::2], arrays[1::2], strict=True)
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first `length` positions; costs nothing, the buffer is overwritten.
@@ -136,13 +147,22 @@ def _check_graph(session: Graph, graph: Path, text: TextSpec, inputs: dict[str, 
             "logits": (None, None, text.vocab),
         }
         | positions
-        | dict.fromkeys((*past, *map(_present, past)), (None, text.kv_heads, None, text.head_dim))
+        | {
+            name: (None, text.kv_heads, None, _width(text, inputs.get(which, "")))
+            for which in past
+            for name in (which, _present(which))
+        }
     )
     others = {*inputs} - {"inputs_embeds", "attention_mask", *positions, *past}
-    types = {inputs[name] for name in ("inputs_embeds", *past)} - {*_NUMPY_TYPES}
+    types = ({inputs["inputs_embeds"]} - {*_FLOATS}) | ({inputs[name] for name in past} - {*_CACHES})
     if others or types:
         what = f"takes {min(others)} too" if others else f"takes {min(types)}"
         raise DamagedBundle(f"{graph} {what}, which no decoder here is given", remedy="export the decoder again")
+
+
+def _width(text: TextSpec, kind: str) -> int:
+    """Elements of the cache for one position of one head."""
+    return text.head_dim // 2 if kind == _PACKED else text.head_dim
 
 
 def _present(past: str) -> str:

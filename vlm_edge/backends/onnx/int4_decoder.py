@@ -253,10 +253,11 @@ def _write_head(
     logits.type.tensor_type.shape.dim[-1].dim_value = text.vocab
     product = next(node for node in model.graph.node if f"{_HEAD}.weight" in node.input)
     if settings.head == "fp16":
-        _float_head(model, product, dtype)
-        data.begin(f"{_HEAD}.weight", np.float16, (text.vocab, text.hidden))
+        # In the graph's own type: a cast of the weights would only be folded when the graph is loaded.
+        _float_head(model, product)
+        data.begin(f"{_HEAD}.weight", dtype, (text.vocab, text.hidden))
         for part in rows:
-            data.write(part.half().numpy())
+            data.write(part.half().numpy().astype(dtype))
     else:
         _packed_head(data, product, text, rows, settings, dtype)
     if not data.whole():
@@ -305,8 +306,8 @@ def round_head(rows: torch.Tensor, settings: Int4Settings) -> torch.Tensor:
     return quantize(rows, head_scheme(settings)).dequantized()
 
 
-def _float_head(model: ModelProto, product: NodeProto, dtype: Any) -> None:
-    """The head as a Gemm that reads the table as checkpoints store it, [V, D]; in fp32 graphs through a Cast of the weight.
+def _float_head(model: ModelProto, product: NodeProto) -> None:
+    """The head as a Gemm that reads the table as checkpoints store it, [V, D].
 
     The builder takes the last token's states [B, D], gives them an axis [B, 1, D] and multiplies; here the axis comes after.
     """
@@ -316,15 +317,11 @@ def _float_head(model: ModelProto, product: NodeProto, dtype: Any) -> None:
     axis = next(node for node in nodes if product.input[0] in node.output)
     if axis.op_type != "Unsqueeze":
         raise CheckFailed(f"the lm_head reads {axis.name}, no Unsqueeze", remedy=_ANOTHER_BUILDER)
-    weight = f"{_HEAD}.weight"
-    made = []
-    if dtype != np.float16:
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        made.append(helper.make_node("Cast", [weight], ["/lm_head/Cast/output_0"], name="/lm_head/Cast", to=kind))
-        weight = "/lm_head/Cast/output_0"
     flat = "/lm_head/Gemm/output_0"
-    made.append(helper.make_node("Gemm", [axis.input[0], weight], [flat], name="/lm_head/MatMul", transB=1))
-    made.append(helper.make_node("Unsqueeze", [flat, axis.input[1]], [product.output[0]], name="/lm_head/Unsqueeze"))
+    made = [
+        helper.make_node("Gemm", [axis.input[0], f"{_HEAD}.weight"], [flat], name="/lm_head/MatMul", transB=1),
+        helper.make_node("Unsqueeze", [flat, axis.input[1]], [product.output[0]], name="/lm_head/Unsqueeze"),
+    ]
     place = nodes.index(product)
     kept = [node for node in nodes[:place] if node is not axis]
     del model.graph.node[:]
