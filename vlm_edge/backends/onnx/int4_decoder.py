@@ -37,7 +37,8 @@ _WEIGHT = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+)\.MatMul\.weight")
 _OTHER = re.compile(r"model\.layers\.(\d+)\.(?:(attn|mlp)\.)?(\w+?)(?:\.(Add\.bias|layernorm\.weight)|\.weight)")
 _MODULES = {"attn": "self_attn.", "mlp": "mlp.", None: ""}
 _PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_FUSED: Mapping[tuple[str, ...], str] = {("gate_proj", "up_proj"): "gate_up_proj"}
+_GATE_UP = ("gate_proj", "up_proj")
+"""Two products of one input and one width, which are one product in half the calls."""
 _HEAD = "lm_head.MatMul"
 _ANOTHER_BUILDER = "use the onnxruntime-genai version that vlm-edge[build] asks for"
 Floats = NDArray[np.floating[Any]]
@@ -132,11 +133,12 @@ def _float_type(model: ModelProto) -> Any:
 
 
 def _quantize_matmuls(model: ModelProto, settings: Int4Settings) -> dict[int, list[_Linear]]:
-    """Every layer's products with a weight become MatMulNBits, those of one input a single one; sizes are set with the weights."""
+    """Every layer's products with a weight become MatMulNBits, gate and up a single one; sizes are set with the weights."""
     groups: dict[tuple[int, str], list[NodeProto]] = {}
     for node in model.graph.node:
         if node.op_type == "MatMul" and (found := _WEIGHT.fullmatch(node.input[1])):
-            groups.setdefault((int(found[1]), node.input[0]), []).append(node)
+            apart = "" if found[3] in _GATE_UP else node.name
+            groups.setdefault((int(found[1]), apart), []).append(node)
     linears: dict[int, list[_Linear]] = {}
     replaced: dict[str, list[NodeProto]] = {}
     for (layer, _), nodes in groups.items():
@@ -159,14 +161,13 @@ def _stacked_nodes(nodes: Sequence[NodeProto], settings: Int4Settings) -> tuple[
 
     parts = [match for node in nodes if (match := _WEIGHT.fullmatch(node.input[1]))]
     names = tuple(part[3] for part in parts)
-    together = names[0] if len(names) == 1 else _FUSED.get(names, "_".join(names))
+    together = names[0] if len(names) == 1 else "gate_up_proj"
     name = f"model.layers.{parts[0][1]}.{parts[0][2]}.{together}.MatMulNBits"
     path = f"{nodes[0].name.rpartition('/')[0].rpartition('/')[0]}/{together}"
     output = nodes[0].output[0] if len(nodes) == 1 else f"{path}/MatMulNBits/output_0"
     product = _nbits_node(f"{path}/MatMulNBits", nodes[0].input[0], name, output, 4, settings)
     made = [product]
     if len(nodes) > 1:
-        # Of equal widths, or the check of the data would have failed: gate and up are.
         made.append(
             helper.make_node(
                 "Split", [output], [node.output[0] for node in nodes], name=f"{path}/Split", axis=-1, num_outputs=len(nodes)
