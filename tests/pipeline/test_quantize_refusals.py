@@ -96,7 +96,7 @@ def test_widths_that_do_not_divide_are_named(
         ({"bits": 5}, "--bits 5 is not supported", "4, 3, 2"),
         ({"group_size": 48}, "--group-size 48 is not supported", "128, 64, 32"),
         ({"method": "gptq"}, "--method gptq is not supported", "awq, rtn"),
-        ({"target": "cpu"}, "int4 ONNX decoder for cpu is not written yet", "--target none"),
+        ({"target": "tensorrt"}, "--target tensorrt is not supported", "none, cpu, cuda"),
         ({"lm_head": "int8"}, "--lm-head int8 concerns the ONNX decoder", "leave --lm-head out"),
         ({"kv_cache_dtype": "int4"}, "--kv-cache-dtype int4 concerns the ONNX decoder", "leave --kv-cache-dtype out"),
         ({"calib": Path("nowhere.jsonl")}, r"nowhere\.jsonl cannot be read", "JSON Lines file or a folder"),
