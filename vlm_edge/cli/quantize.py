@@ -53,8 +53,13 @@ MaxMemory = Annotated[
 Method = Annotated[
     str, typer.Option(help="awq, or rtn: round to nearest, without calibration.", autocompletion=_methods)
 ]
-LmHead = Annotated[str, typer.Option(help="Of the ONNX decoder: fp16, int8 or int4.")]
-KvCache = Annotated[str, typer.Option(help="Of the ONNX decoder: auto, int8 or int4.")]
+LmHead = Annotated[
+    str,
+    typer.Option(help="Of the ONNX decoder: fp16, int8 or int4. On a CPU fp16 is held as fp32: int8 is much quicker."),
+]
+KvCache = Annotated[
+    str, typer.Option(help="Of the ONNX decoder: int8 or int4 with scales found by calibration; auto: its float type.")
+]
 
 
 def quantize(
@@ -78,7 +83,10 @@ def quantize(
     Images of the calibration set pass through the checkpoint's own tower. A run that was stopped goes on behind its last
     finished layer. The exit code is 1, and nothing enters OUT, when AWQ is further from the fp32 model than plain rounding.
 
-    Example: vlm-edge quantize llava-1.5-7b-hf/ out/ --max-memory 8GiB
+    With --target, an ONNX decoder of the same weights is written for `vlm-edge run`, and compared with the rounded layers: its
+    logits, and that its likeliest tokens are theirs.
+
+    Example: vlm-edge quantize llava-1.5-7b-hf/ out/ --target cpu --lm-head int8 --max-memory 8GiB
     """
     from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model
 
@@ -126,6 +134,14 @@ def _show(done: Quantized) -> None:
     written = sum(artifact.bytes for artifact in done.artifacts if artifact.role == "llm.awq")
     memory = report["memory"]
     render.emit(f"{done.out / 'llm/awq'}: {format_bytes(written)}", end="\n")
+    if graph := report.get("onnx"):
+        size = sum(artifact.bytes for artifact in done.artifacts if artifact.role.startswith("llm.graph"))
+        found = graph.get("kv_cache") or graph["as_run"] or graph["exact"]
+        render.emit(
+            f"{done.out / 'llm' / graph['target']}: {format_bytes(size)}; cosine {found['cosine']:.6f} and KL {found['kl']:.2g} "
+            f"to the rounded layers, {graph['activations']} activations",
+            end="\n",
+        )
     if held := report["held_out"]:
         render.emit(
             f"held-out KL to fp32 over {held['tokens']} tokens: {held['kl']:.4g} nats (RTN {held['plain_kl']:.4g})",

@@ -61,16 +61,20 @@ class StreamedDecoder:
 
     def layer(self, index: int) -> nn.Module:
         """Layer `index` in float32; the one given before loses its weights."""
-        if self._filled is not None:
-            self._model.get_submodule(self._filled).to("meta")
+        self.forget()
         self._filled = f"{self.path}.layers.{index}"
         fill(self._model, self._layout, (self._filled,))
         return self._model.get_submodule(self._filled).to(self.device)
 
-    def layer_of(self, index: int, parameters: Mapping[str, torch.Tensor]) -> nn.Module:
-        """Layer `index` with these parameters in place of the checkpoint's; the layer given before loses its weights."""
+    def forget(self) -> None:
+        """Drop the weights of the layer that was given last."""
         if self._filled is not None:
             self._model.get_submodule(self._filled).to("meta")
+            self._filled = None
+
+    def layer_of(self, index: int, parameters: Mapping[str, torch.Tensor]) -> nn.Module:
+        """Layer `index` with these parameters in place of the checkpoint's; the layer given before loses its weights."""
+        self.forget()
         self._filled = f"{self.path}.layers.{index}"
         layer = self._model.get_submodule(self._filled)
         layer.load_state_dict(dict(parameters), strict=True, assign=True)

@@ -177,11 +177,13 @@ def reference_logits(job: Int4Job, embeds: Floats, positions: NDArray[np.int64] 
     ]
     with torch.no_grad():
         for index in range(job.text.layers):
+            job.decoder.forget()
             layer = job.decoder.layer_of(index, weights.multiplied_out(index))
             for i, place in enumerate(places):
                 output = layer(states[i][None].to(job.decoder.device), **job.decoder.arguments(index, place))
                 states[i] = (output[0] if isinstance(output, tuple) else output)[0].cpu()
             job.limit.check()
+        job.decoder.forget()
         head = (round_head(rows, job.settings) for rows in weights.head())
         last = torch.cat([rows[PROMPT_TOKENS - 1 :] for rows in states])
         logits = job.decoder.logits(last, head).cpu()

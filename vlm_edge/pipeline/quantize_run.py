@@ -122,6 +122,7 @@ class Run:
             head_scores=3 * config.num_attention_heads if eager else 0,
             tower=tower,
             tower_tokens=spec.geometry.tokens_per_view if spec and with_image else 0,
+            graph=self.options.target != "none",
         )
         return plan(sizes, self.base_bytes, method=self.options.method)
 

@@ -14,7 +14,7 @@ class Sizes:
     layer: parameters of a decoder layer.  largest: of its largest linear layer.  hidden, intermediate: widths.
     head_scores: values of attention scores that a layer holds for each pair of tokens, 0 with a fused kernel.
     longest: tokens of the longest sequence.  states: values of all hidden states between two layers.
-    tower: parameters of vision tower and projector; 0 where no sample has an image.
+    tower: parameters of vision tower and projector; 0 where no sample has an image.  graph: whether an ONNX decoder is written.
     """
 
     layer: int
@@ -28,6 +28,7 @@ class Sizes:
     head_scores: int = 0
     tower: int = 0
     tower_tokens: int = 0
+    graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,15 @@ def plan(sizes: Sizes, base_bytes: int, *, method: str) -> MemoryPlan:
     """base_bytes: what the process holds with its libraries loaded.
 
     RTN holds a layer, and of its largest linear layer the groups, codes and packed words; AWQ the layer twice (as it is and
-    rounded to nearest), and for a search three more copies of the largest linear layer, and what the layers read.
+    rounded to nearest), and for a search three more copies of the largest linear layer, and what the layers read. A graph is
+    compared with one layer multiplied out, beside what unpacks its largest linear layer.
     """
     layer, largest = sizes.layer * _FLOAT, sizes.largest * _FLOAT
+    graph = {"graph": base_bytes + layer + layer // 4 + 3 * largest} if sizes.graph else {}
     if method == "rtn":
-        total = base_bytes + layer + layer // 2 + 3 * largest
-        return MemoryPlan({"round": total}, total, total)
+        phases = {"round": base_bytes + layer + layer // 2 + 3 * largest} | graph
+        total = max(phases.values())
+        return MemoryPlan(phases, total, total)
     token = (4 * sizes.intermediate + 10 * sizes.hidden) * _FLOAT
     forward = sizes.longest * token + sizes.longest**2 * sizes.head_scores * _FLOAT
     widths = 3 * sizes.hidden + sizes.intermediate
@@ -60,6 +64,6 @@ def plan(sizes: Sizes, base_bytes: int, *, method: str) -> MemoryPlan:
         "observe": base_bytes + 2 * layer + observed + forward,
         "search": base_bytes + layer + layer // 2 + 4 * largest + observed + max(searched, forward),
     }
-    spilled = max(phases.values())
-    kept = {name: size + (states if name != "encode" else 0) for name, size in phases.items()}
-    return MemoryPlan(phases, spilled, max(kept.values()))
+    kept = {name: size + (states if name != "encode" else 0) for name, size in phases.items()} | graph
+    phases |= graph
+    return MemoryPlan(phases, max(phases.values()), max(kept.values()))
