@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.measured_child import gib, measured
 from vlm_edge.core import discover
 
 
@@ -31,31 +28,14 @@ def main(checkpoints: list[Path], dtype: str) -> None:
         wanted = 4 * (spec.vision.parameters + spec.projector.parameters)
         stored = sum(file.stat().st_size for file in root.glob("*.safetensors"))
         with tempfile.TemporaryDirectory(dir=root.parent) as folder:
-            peak, seconds, report = export(root, Path(folder) / "out", dtype)
+            out = str(Path(folder) / "out")
+            peak, seconds, report = measured("export", str(root), out, "--dtype", dtype)
         parity = {row["metric"]: row["value"] for row in report["parity"]}
         print(
-            f"| {root.name} | {_gib(stored)} | {_gib(wanted)} | {dtype} | {_gib(peak)} | {peak / wanted:.2f} | {seconds:.0f} s "
+            f"| {root.name} | {gib(stored)} | {gib(wanted)} | {dtype} | {gib(peak)} | {peak / wanted:.2f} | {seconds:.0f} s "
             f"| {parity.get('cosine', 0):.6f} | {parity.get('relative_error', 0):.1e} |",
             flush=True,
         )
-
-
-def export(root: Path, out: Path, dtype: str) -> tuple[int, float, dict[str, list[dict[str, float]]]]:
-    """Peak bytes, seconds and the command's own report."""
-    command = [sys.executable, "-m", "vlm_edge.cli", "export", str(root), str(out), "--dtype", dtype, "--json"]
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(command, stdout=output)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise SystemExit(child.returncode)
-        output.seek(0)
-        return usage.ru_maxrss * 1024, time.perf_counter() - start, json.load(output)
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 if __name__ == "__main__":
