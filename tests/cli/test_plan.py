@@ -13,10 +13,20 @@ import pytest
 
 from tests.cli.program import VLM_EDGE, in_checkout
 from vlm_edge.cli.main import execute
-from vlm_edge.core.recipe import load_recipe
+from vlm_edge.core.recipe import load_recipe, recipe_names
 from vlm_edge.core.resources import resource_dir
 
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "rich", "matplotlib", "tokenizers")
+HEAVY = (
+    "torch", "transformers", "onnx", "onnxruntime", "rich", "matplotlib", "tokenizers", "numpy", "PIL", "jinja2",
+    "safetensors", "vlm_edge.cli.run", "vlm_edge.cli.export", "vlm_edge.vision.resize",
+)  # fmt: skip
+"""What a plan must not wait for: frameworks, libraries of arrays and pictures, other commands."""
+
+RECIPE_OF_FAMILY = {
+    "llava": "llava-1.5-7b", "llava_next": "llava-next-mistral-7b", "internvl": "internvl2.5-8b",
+    "idefics3": "smolvlm-256m", "paligemma": "paligemma-3b-224", "qwen2_vl": "qwen2-vl-7b",
+    "qwen2_5_vl": "qwen2.5-vl-7b", "mllama": "llama-3.2-vision-11b",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -217,21 +227,29 @@ def test_files_that_hold_another_decoder(tmp_path: Path, refused: Callable[..., 
 
 
 def test_a_plan_loads_no_framework_and_no_weights(tmp_path: Path) -> None:
+    """One recipe of each family, so that none's settings bring NumPy along."""
     program = f"""
-import json, sys
-sys.argv = ["vlm-edge", "plan", "llava-1.5-7b", "--device", "rtx-4090", "--json", "--quiet"]
+import sys, json
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 from vlm_edge.cli.main import execute
-code = execute(sys.argv[1:])
-heavy = [name for name in {HEAVY!r} if name in sys.modules]
-weights = [name for name in opened if name.endswith((".safetensors", ".onnx", ".data"))]
-print(json.dumps([code, heavy, weights]), file=sys.stderr)
+for model in {[*RECIPE_OF_FAMILY.values()]!r}:
+    sys.argv = ["vlm-edge", "plan", model, "--device", "h200", "--json", "--quiet"]
+    code = execute(sys.argv[1:])
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    weights = [name for name in opened if name.endswith((".safetensors", ".onnx", ".data"))]
+    print(json.dumps([model, code, heavy, weights]), file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, **in_checkout(tmp_path)
     )
-    assert json.loads(done.stderr.splitlines()[-1]) == [0, [], []]
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert told == [[model, 0, [], []] for model in RECIPE_OF_FAMILY.values()]
+
+
+def test_every_family_with_a_published_recipe_is_among_them() -> None:
+    published = [load_recipe(resource_dir("recipes") / f"{name}.yaml") for name in recipe_names()]
+    assert {recipe.family for recipe in published if recipe.model is not None} == {*RECIPE_OF_FAMILY}
 
 
 def test_the_program_itself(tmp_path: Path) -> None:

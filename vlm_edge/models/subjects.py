@@ -53,13 +53,13 @@ def _geometry(
     family: VlmFamily, spec: ModelSpec, config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
 ) -> Geometry:
     """How the family cuts images; the spec's one view where it has no preprocessing of its own."""
-    images = _module(family.name, "images")
-    if images is None:
+    found = _module(family.name, "settings")
+    if found is None:
         return spec.geometry
     if preprocessor is None:
         assumed = _module(family.name, "assumed")
         preprocessor = assumed.preprocessor(spec) if assumed is not None else {}
-    geometry: Geometry = images.settings_from(config, preprocessor).geometry
+    geometry: Geometry = found.settings_from(config, preprocessor).geometry
     return geometry
 
 

@@ -20,7 +20,11 @@ from vlm_edge.pipeline.measured_run import NEW_TOKENS, Run
 from vlm_edge.pipeline.plan import Report
 
 _STRIPE_PX = 16
-_PROGRAM = "import runpy, vlm_edge.cli.main; runpy.run_module('vlm_edge.pipeline.measured_run', run_name='__main__')"
+_PROGRAM = """
+import runpy
+from vlm_edge.cli import main, run
+runpy.run_module("vlm_edge.pipeline.measured_run", run_name="__main__")
+"""
 """With the command line's imports, as `vlm-edge run` has them."""
 
 
