@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vlm_edge.core import discover
@@ -43,10 +44,8 @@ def subject_from(
     found = discover.family(family) if family else discover.family_of(config)
     spec = found.spec(config)
     subject = Subject.of(name, spec, _geometry(found, spec, config, preprocessor))
-    if tensors is None:
-        return subject
-    stored = stored_decoder(tensors, spec.text)
-    return Subject(name, spec.text, spec.vision, spec.projector, subject.geometry, stored)
+    subject = replace(subject, free_tiles=found.free_tiles)
+    return subject if tensors is None else replace(subject, stored=stored_decoder(tensors, spec.text))
 
 
 def _geometry(
