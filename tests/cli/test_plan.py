@@ -155,6 +155,54 @@ def test_configs_that_contradict_themselves(
     assert named in refused(config(**changes), "--budget", "24GiB")
 
 
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"config": {"vision_config": "clip"}}, "vision_config must be a JSON object"),
+        ({"config": {"vision_config": {"hidden_size": "1024"}}}, "vision_config.hidden_size must be a whole number"),
+        ({"config": {"vision_config": {"hidden_size": 1000}}}, "does not divide"),
+        ({"config": {"vision_config": {"image_size": -336}}}, "vision_config.image_size"),
+        ({"config": {"vision_config": {"image_size": 10**9}}}, "vision_config.image_size"),
+        ({"config": {"vision_config": {"patch_size": 0}}}, "vision_config.patch_size"),
+        ({"config": {"vision_config": {"patch_size": 500}}}, "patch_size"),
+        ({"config": {"vision_config": {"model_type": "resnet"}}}, "resnet"),
+        ({"config": {"vision_feature_layer": 99}}, "vision_feature_layer"),
+        ({"config": {"vision_feature_layer": "last"}}, "vision_feature_layer"),
+        ({"config": {"model_type": ["llava"]}}, "model_type"),
+        ({"config": {"model_type": None}}, "model_type"),
+        ({"config": {"tie_word_embeddings": "yes"}}, "tie_word_embeddings"),
+        ({"preprocessor_config": {"size": {"height": 224, "width": 224}}}, "views of 224 px"),
+        ({"preprocessor_config": {"size": {"height": "336", "width": 336}}}, "size"),
+        ({"preprocessor_config": {"size": {"height": 336, "width": -1}}}, "size"),
+        ({"preprocessor_config": {"image_processor_type": "DonutImageProcessor"}}, "image_processor_type"),
+        ({"processor_config": {"image_processor": {"size": {"height": 224, "width": 224}}}}, "views of 224 px"),
+        ({"processor_config": {"image_processor": {"do_resize": "no"}}}, "do_resize"),
+    ],
+)
+def test_files_that_contradict_each_other_or_say_what_cannot_be(
+    files: dict[str, dict[str, object]], named: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    model = load_recipe(resource_dir("recipes") / "llava-1.5-7b.yaml").model
+    assert model is not None
+    changes = files.get("config", {})
+    vision = changes.get("vision_config")
+    if isinstance(vision, dict):
+        changes = changes | {"vision_config": model.config["vision_config"] | vision}
+    (tmp_path / "config.json").write_text(json.dumps(model.config | changes), "utf-8")
+    for name in files.keys() - {"config"}:
+        plain = model.preprocessor | files[name] if name == "preprocessor_config" else files[name]
+        (tmp_path / f"{name}.json").write_text(json.dumps(plain), "utf-8")
+    assert named in refused(str(tmp_path), "--budget", "24GiB")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "7", '"llava"', "{", "[" * 100_000, '{"model_type": "llava"}', "\udcff", '{"a": NaN}']
+)
+def test_a_config_that_is_none(text: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    refused(str(tmp_path / "config.json"), "--budget", "24GiB")
+
+
 def test_a_model_type_without_a_spec(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava_onevision"}', "utf-8")
     shown = refused(str(tmp_path), "--budget", "24GiB")
