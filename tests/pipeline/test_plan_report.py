@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,19 @@ def test_a_recipe_may_show_images_whole_or_limit_the_familys_tiles(tmp_path: Pat
     assert planned(f"limits: {{max_tiles: 12, max_model_len: 8192}}, {whole}", tiling="grid") == 7 * 256
     with pytest.raises(BadInput, match="cut into 6 tiles; 4 are allowed"):
         planned(f"limits: {{max_tiles: 4, max_model_len: 8192}}, {tiled}")
+
+
+def test_a_recipe_that_shows_images_whole_may_be_asked_for_its_tiles(tmp_path: Path) -> None:
+    (tmp_path / "packed.yaml").write_text(
+        "{name: packed, family: llava, limits: {max_tiles: 3, max_model_len: 4096}, defaults: {tiling: none}}", "utf-8"
+    )
+    model = load_recipe(resource_dir("recipes") / "llava-1.5-7b.yaml").model
+    assert model is not None
+    (tmp_path / "config.json").write_text(json.dumps(model.config), "utf-8")
+    options = PlanOptions(budget="24GiB", recipe=str(tmp_path / "packed.yaml"))
+    for tiling, views in ((None, 1), ("none", 1), ("grid", 4), ("auto", 4)):
+        found = make_report(str(tmp_path), replace(options, tiling=tiling))
+        assert found.plan.visual_tokens == views * 576, tiling
 
 
 def test_the_inverse_stays_within_the_familys_rules() -> None:

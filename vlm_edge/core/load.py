@@ -49,9 +49,8 @@ def parse_text(text: str, name: str, *, error: type[VlmEdgeError] = BadInput) ->
 def _parse_yaml(text: str, name: str, error: type[VlmEdgeError]) -> Any:
     import yaml
 
-    loader = getattr(
-        yaml, "CSafeLoader", yaml.SafeLoader
-    )  # an order of magnitude faster, where PyYAML was built with it
+    # libyaml's is an order of magnitude faster; PyYAML may have been built without it
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         # an alias can stand for a value that has aliases itself: ten lines could make a million values
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):

@@ -32,7 +32,7 @@ class Planned:
     """A model, and what its recipe or manifest says about running it.
 
     source: bundle, checkpoint, config or recipe.  tiles: beside a global view; None where the family has its own way.
-    most_tiles: that its own way may come to, where a recipe or bundle limits it.
+    most_tiles: that may be shown, where a recipe or bundle says so.
     target: that the model is bound to.  max_model_len: None where nothing says so.
     """
 
@@ -94,7 +94,7 @@ def _with_recipe(found: Planned, recipe: Recipe) -> Planned:
         subject=found.subject,
         source=found.source,
         tiles=0 if recipe.defaults.tiling == "none" else None if own_way else recipe.limits.max_tiles,
-        most_tiles=recipe.limits.max_tiles if own_way else None,
+        most_tiles=recipe.limits.max_tiles,
         max_model_len=recipe.limits.max_model_len,
         weights=WEIGHTS.get(recipe.packing.llm, "awq"),
         group_size=recipe.packing.group_size,
@@ -123,7 +123,7 @@ def _bundle(root: Path, target: str | None) -> Planned:
         subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, geometry, stored, free_tiles),
         source="bundle",
         tiles=0 if whole else manifest.limits.max_tiles if free_tiles else None,
-        most_tiles=manifest.limits.max_tiles if known and not free_tiles else None,
+        most_tiles=manifest.limits.max_tiles if known else None,
         max_model_len=manifest.limits.max_model_len,
         target="cuda" if chosen == "cuda" else "cpu",
         notes=notes,

@@ -194,6 +194,8 @@ def _tiles(model: Planned, options: PlanOptions) -> int | None:
         return 0
     if not model.subject.free_tiles:
         return None if options.tiling is not None or options.max_tiles is not None else model.tiles
+    if options.max_tiles is None and options.tiling is not None and model.most_tiles is not None:
+        return model.most_tiles
     return options.max_tiles if options.max_tiles is not None else model.tiles
 
 

@@ -317,9 +317,8 @@ def preflight(
     Raises DoesNotFit where it is not, and BadImage or BadInput for what the headers and options already show.
     """
     limits, limit = bundle.manifest.limits, parse_bytes(budget) if budget else None
-    if (
-        device == "auto"
-    ):  # ONNX Runtime is asked only where there is a choice: importing it takes longer than all of this
+    if device == "auto":
+        # ONNX Runtime is asked only where there is a choice: importing it takes longer than all of this
         device = bundle.targets()[0] if len(bundle.targets()) == 1 else choose_device(bundle, device)
     family = discover.family(bundle.manifest.model.family)
     headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
