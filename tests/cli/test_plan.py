@@ -13,10 +13,20 @@ import pytest
 
 from tests.cli.program import VLM_EDGE, in_checkout
 from vlm_edge.cli.main import execute
-from vlm_edge.core.recipe import load_recipe
+from vlm_edge.core.recipe import load_recipe, recipe_names
 from vlm_edge.core.resources import resource_dir
 
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "rich", "matplotlib", "tokenizers")
+HEAVY = (
+    "torch", "transformers", "onnx", "onnxruntime", "rich", "matplotlib", "tokenizers", "numpy", "PIL", "jinja2",
+    "safetensors", "vlm_edge.cli.run", "vlm_edge.cli.export", "vlm_edge.vision.resize",
+)  # fmt: skip
+"""What a plan must not wait for: frameworks, libraries of arrays and pictures, other commands."""
+
+RECIPE_OF_FAMILY = {
+    "llava": "llava-1.5-7b", "llava_next": "llava-next-mistral-7b", "internvl": "internvl2.5-8b",
+    "idefics3": "smolvlm-256m", "paligemma": "paligemma-3b-224", "qwen2_vl": "qwen2-vl-7b",
+    "qwen2_5_vl": "qwen2.5-vl-7b", "mllama": "llama-3.2-vision-11b",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -145,6 +155,54 @@ def test_configs_that_contradict_themselves(
     assert named in refused(config(**changes), "--budget", "24GiB")
 
 
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"config": {"vision_config": "clip"}}, "vision_config must be a JSON object"),
+        ({"config": {"vision_config": {"hidden_size": "1024"}}}, "vision_config.hidden_size must be a whole number"),
+        ({"config": {"vision_config": {"hidden_size": 1000}}}, "does not divide"),
+        ({"config": {"vision_config": {"image_size": -336}}}, "vision_config.image_size"),
+        ({"config": {"vision_config": {"image_size": 10**9}}}, "vision_config.image_size"),
+        ({"config": {"vision_config": {"patch_size": 0}}}, "vision_config.patch_size"),
+        ({"config": {"vision_config": {"patch_size": 500}}}, "patch_size"),
+        ({"config": {"vision_config": {"model_type": "resnet"}}}, "resnet"),
+        ({"config": {"vision_feature_layer": 99}}, "vision_feature_layer"),
+        ({"config": {"vision_feature_layer": "last"}}, "vision_feature_layer"),
+        ({"config": {"model_type": ["llava"]}}, "model_type"),
+        ({"config": {"model_type": None}}, "model_type"),
+        ({"config": {"tie_word_embeddings": "yes"}}, "tie_word_embeddings"),
+        ({"preprocessor_config": {"size": {"height": 224, "width": 224}}}, "views of 224 px"),
+        ({"preprocessor_config": {"size": {"height": "336", "width": 336}}}, "size"),
+        ({"preprocessor_config": {"size": {"height": 336, "width": -1}}}, "size"),
+        ({"preprocessor_config": {"image_processor_type": "DonutImageProcessor"}}, "image_processor_type"),
+        ({"processor_config": {"image_processor": {"size": {"height": 224, "width": 224}}}}, "views of 224 px"),
+        ({"processor_config": {"image_processor": {"do_resize": "no"}}}, "do_resize"),
+    ],
+)
+def test_files_that_contradict_each_other_or_say_what_cannot_be(
+    files: dict[str, dict[str, object]], named: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    model = load_recipe(resource_dir("recipes") / "llava-1.5-7b.yaml").model
+    assert model is not None
+    changes = files.get("config", {})
+    vision = changes.get("vision_config")
+    if isinstance(vision, dict):
+        changes = changes | {"vision_config": model.config["vision_config"] | vision}
+    (tmp_path / "config.json").write_text(json.dumps(model.config | changes), "utf-8")
+    for name in files.keys() - {"config"}:
+        plain = model.preprocessor | files[name] if name == "preprocessor_config" else files[name]
+        (tmp_path / f"{name}.json").write_text(json.dumps(plain), "utf-8")
+    assert named in refused(str(tmp_path), "--budget", "24GiB")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "7", '"llava"', "{", "[" * 100_000, '{"model_type": "llava"}', "\udcff", '{"a": NaN}']
+)
+def test_a_config_that_is_none(text: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    refused(str(tmp_path / "config.json"), "--budget", "24GiB")
+
+
 def test_a_model_type_without_a_spec(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava_onevision"}', "utf-8")
     shown = refused(str(tmp_path), "--budget", "24GiB")
@@ -217,21 +275,29 @@ def test_files_that_hold_another_decoder(tmp_path: Path, refused: Callable[..., 
 
 
 def test_a_plan_loads_no_framework_and_no_weights(tmp_path: Path) -> None:
+    """One recipe of each family, so that none's settings bring NumPy along."""
     program = f"""
-import json, sys
-sys.argv = ["vlm-edge", "plan", "llava-1.5-7b", "--device", "rtx-4090", "--json", "--quiet"]
+import sys, json
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 from vlm_edge.cli.main import execute
-code = execute(sys.argv[1:])
-heavy = [name for name in {HEAVY!r} if name in sys.modules]
-weights = [name for name in opened if name.endswith((".safetensors", ".onnx", ".data"))]
-print(json.dumps([code, heavy, weights]), file=sys.stderr)
+for model in {[*RECIPE_OF_FAMILY.values()]!r}:
+    sys.argv = ["vlm-edge", "plan", model, "--device", "h200", "--json", "--quiet"]
+    code = execute(sys.argv[1:])
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    weights = [name for name in opened if name.endswith((".safetensors", ".onnx", ".data"))]
+    print(json.dumps([model, code, heavy, weights]), file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, **in_checkout(tmp_path)
     )
-    assert json.loads(done.stderr.splitlines()[-1]) == [0, [], []]
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert told == [[model, 0, [], []] for model in RECIPE_OF_FAMILY.values()]
+
+
+def test_every_family_with_a_published_recipe_is_among_them() -> None:
+    published = [load_recipe(resource_dir("recipes") / f"{name}.yaml") for name in recipe_names()]
+    assert {recipe.family for recipe in published if recipe.model is not None} == {*RECIPE_OF_FAMILY}
 
 
 def test_the_program_itself(tmp_path: Path) -> None:

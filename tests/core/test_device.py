@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from vlm_edge.core.device import load_profile, profile_names
+from vlm_edge.core.device import DeviceProfile, load_profile, profile_names
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput
 from vlm_edge.units import GIB
@@ -35,6 +36,50 @@ def test_a_shipped_profile_is_plausible(name: str) -> None:
         assert profile.compute_capability
         assert profile.flops["fp32"].value < profile.flops["fp16"].value < profile.flops["int8"].value
     assert profile.unified_memory == (name.startswith("jetson") or profile.target == "cpu")
+
+
+SOURCED = ("http", "computed", "measured", "assumed", "not verified", "512 MiB")
+"""What a source names: a page, what a figure was made of, who measured it; or it says that there is none."""
+
+
+def figures(profile: DeviceProfile) -> Iterator[tuple[str, str]]:
+    for name in (
+        "total_bytes",
+        "usable_bytes",
+        "bandwidth",
+        "bandwidth_share",
+        "compute_share",
+        "encode_share",
+        "runtime_bytes",
+    ):
+        figure = getattr(profile, name)
+        if figure is not None:
+            yield name, figure.source
+    yield from ((f"flops.{dtype}", figure.source) for dtype, figure in profile.flops.items())
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_figure_says_where_it_is_from(name: str) -> None:
+    unsourced = [key for key, source in figures(load_profile(name)) if not any(word in source for word in SOURCED)]
+    assert unsourced == []
+
+
+SMS_AND_CLOCK = {
+    "rtx-4090": (128, 2520), "rtx-4080": (76, 2505), "rtx-4070": (46, 2475), "rtx-4060": (24, 2460),
+    "rtx-3090": (82, 1695), "rtx-3060": (28, 1777), "a10": (72, 1695),
+}  # fmt: skip
+"""Streaming multiprocessors and boost clock in MHz."""
+OPERATIONS = {"fp32": 256, "fp16": 512, "int8": 2048}
+"""Dense operations a clock of one multiprocessor of Ampere (8.6) and Ada, fp16 with fp32 sums as GeForce cards have it."""
+
+
+@pytest.mark.parametrize("name", SMS_AND_CLOCK)
+def test_rates_are_those_of_the_chip(name: str) -> None:
+    """Wrong by two is the usual mistake: sparse rates, or fp16 sums."""
+    sms, clock_mhz = SMS_AND_CLOCK[name]
+    for dtype, figure in load_profile(name).flops.items():
+        halved = 2 if dtype == "fp16" and not name.startswith("rtx") else 1
+        assert figure.value == pytest.approx(sms * clock_mhz * 1e6 * OPERATIONS[dtype] * halved, rel=0.01), dtype
 
 
 def plain(name: str = "rtx-4090") -> dict[str, Any]:

@@ -63,6 +63,25 @@ def test_one_layer_at_a_time_is_the_model(
     np.testing.assert_allclose(logits, whole_logits(model, embeds, family, positions), rtol=1e-4, atol=5e-5)
 
 
+@pytest.mark.parametrize(("family", "kind"), [("llava", "llama"), ("paligemma", "gemma2")])
+def test_layers_are_told_as_they_are(family: str, kind: str, tmp_path: Path) -> None:
+    model = tiny_decoders.save(family, tmp_path, kind)
+    embeds = tiny_decoders.embeddings(LENGTH, model.config.text_config.hidden_size)
+    told: dict[int, Any] = {}
+    reference_logits(
+        open_checkpoint(tmp_path), embeds.numpy(), prompt=PROMPT, bidirectional_prefix=family == "paligemma",
+        on_layer=lambda index, hidden: told.update({index: hidden.copy()}),
+    )  # fmt: skip
+    model.set_attn_implementation("eager")
+    kinds = {"token_type_ids": (torch.arange(LENGTH) >= PROMPT).long()[None]} if family == "paligemma" else {}
+    with torch.no_grad():
+        states = model(inputs_embeds=embeds, output_hidden_states=True, **kinds).hidden_states
+    assert [*told] == [*range(model.config.text_config.num_hidden_layers)]
+    # the last state that transformers tells is normed
+    for index, state in enumerate(states[1:-1]):
+        np.testing.assert_allclose(told[index], state.numpy(), rtol=1e-4, atol=5e-5)
+
+
 def test_layers_are_dropped_after_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_decoders.save("llava", tmp_path, "llama")
     layer = sum(parameter.numel() for parameter in model.model.language_model.layers[0].parameters())

@@ -76,6 +76,22 @@ def test_what_lies_beside_a_config_is_read(folder: Path) -> None:
         find_model(str(folder))
 
 
+def test_newer_checkpoints_keep_it_in_processor_config(folder: Path) -> None:
+    told = json.dumps({"processor_class": "LlavaProcessor", "image_processor": {"size": {"height": 224, "width": 224}}})
+    (folder / "processor_config.json").write_text(told, "utf-8")
+    with pytest.raises(BadInput, match="views of 224 px"):
+        find_model(str(folder))
+    # the file of its own goes before it, as it does for transformers
+    (folder / "preprocessor_config.json").write_text(json.dumps(published("llava-1.5-7b").preprocessor), "utf-8")
+    assert find_model(str(folder)).notes == ()
+
+
+@pytest.mark.parametrize("told", ["{}", '{"image_processor": 5}'])
+def test_a_processor_config_without_an_image_processor_says_nothing(folder: Path, told: str) -> None:
+    (folder / "processor_config.json").write_text(told, "utf-8")
+    assert "images are cut as" in find_model(str(folder)).notes[0]
+
+
 @pytest.mark.parametrize(
     ("name", "named"),
     [
@@ -125,7 +141,7 @@ def test_a_bundle_of_a_tower_alone_is_cut_by_the_familys_rules(tmp_path: Path) -
     write_manifest(root, manifest)
     found = find_model(str(root))
     assert found.subject.geometry == find_model("internvl3-2b").subject.geometry
-    assert found.tiles is None
+    assert (found.tiles, found.most_tiles) == (None, None)
     told = replace(manifest, model=replace(manifest.model, geometry=found.subject.geometry))
     for tiling, tiles in (("grid", None), ("none", 0)):
         write_manifest(root, replace(told, defaults=RunDefaults(tiling=tiling)))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests import runnable
+from tests.models.pictures import photo
+from vlm_edge.core.bundle import open_bundle
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.memory.phases import PHASES
 from vlm_edge.pipeline import measure as measuring
 from vlm_edge.pipeline.measure import Measured, measure
-from vlm_edge.pipeline.measured_run import fed
+from vlm_edge.pipeline.measured_run import Run, _prepared, fed
 from vlm_edge.pipeline.plan import PlanOptions, make_report
 from vlm_edge.units import MIB
 
@@ -61,6 +65,32 @@ def test_a_run_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(measuring, "bundle_folder", lambda _: tmp_path / "gone")
     with pytest.raises(CheckFailed, match="gone"):
         measure("nano", report)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle without graphs that can be run."""
+    return runnable.make("qwen2_5_vl", tmp_path_factory.mktemp("qwen")).bundle.root
+
+
+def test_a_limit_of_tiles_changes_nothing_where_there_are_none(qwen: Path) -> None:
+    def planned(**options: int) -> Run:
+        report = make_report(str(qwen), PlanOptions(budget="8GiB", image_size="90x61", max_model_len=512, **options))
+        return Run(str(qwen), "", 1, -1 if report.request.tiles is None else report.request.tiles, 0, 512, 1)
+
+    assert planned(max_tiles=3) == planned()
+    page = qwen / "page.png"
+    Image.fromarray(photo(90, 61)).save(page)
+    arrays = _prepared(open_bundle(qwen), replace(planned(max_tiles=3), image=str(page)))
+    assert {"pixel_values", "cu_seqlens", "window_index"} <= set(arrays)
+
+
+@needs_linux
+def test_tiles_without_an_image_are_not_measured(qwen: Path) -> None:
+    report = make_report(str(qwen), PlanOptions(budget="8GiB", max_model_len=2048))
+    solved = replace(report, request=replace(report.request, tiles=3))
+    with pytest.raises(BadInput, match="rules of its own"):
+        measure(str(qwen), solved)
 
 
 @dataclass

@@ -7,11 +7,14 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vlm_edge.core.recipe import load_recipe
+from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, MissingDependency
 from vlm_edge.pipeline.plan import PlanOptions, make_report, to_json
 from vlm_edge.pipeline.plan_chart import draw_chart
@@ -109,6 +112,73 @@ def test_a_merge_by_threshold_saves_nothing_for_certain() -> None:
 def test_without_tiling_the_image_is_one_view() -> None:
     assert report(tiling="none").plan.visual_tokens == 576
     assert report(max_tiles=2).plan.visual_tokens == 3 * 576
+
+
+OWN_RULES = {
+    "internvl3-8b": 6,
+    "idefics3-8b": 12,
+    "llava-next-mistral-7b": 4,
+    "qwen2.5-vl-7b": 0,
+    "paligemma-3b-448": 0,
+}
+"""Into how many tiles the family's rules cut an image of 1500 x 1000 px."""
+
+
+@pytest.mark.parametrize("name", OWN_RULES)
+def test_a_number_of_tiles_is_a_limit_where_the_family_has_rules(name: str) -> None:
+    def planned(**options: Any) -> Any:
+        return make_report(name, PlanOptions(budget="900GiB", image_size="1500x1000", **options))
+
+    tiles, own = OWN_RULES[name], planned()
+    assert own.limits["max_tiles"] == tiles
+    for allowed in (max(tiles, 1), tiles + 5):
+        assert planned(max_tiles=allowed).plan == own.plan
+    whole = planned(tiling="none")
+    assert planned(max_tiles=0).plan == whole.plan
+    assert whole.limits["max_tiles"] == 0
+    if tiles > 1:
+        with pytest.raises(BadInput, match=f"is cut into {tiles} tiles; {tiles - 1} are allowed"):
+            planned(max_tiles=tiles - 1)
+
+
+def test_a_recipe_may_show_images_whole_or_limit_the_familys_tiles(tmp_path: Path) -> None:
+    recipe = load_recipe(resource_dir("recipes") / "internvl3-8b.yaml")
+    assert recipe.model is not None
+    (tmp_path / "config.json").write_text(json.dumps(recipe.model.config), "utf-8")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(recipe.model.preprocessor), "utf-8")
+
+    def planned(how: str, **options: Any) -> Any:
+        (tmp_path / "packed.yaml").write_text(f"{{name: packed, family: internvl, {how}}}", "utf-8")
+        options = {"budget": "900GiB", "image_size": "1500x1000", "recipe": str(tmp_path / "packed.yaml")} | options
+        return make_report(str(tmp_path), PlanOptions(**options)).plan.visual_tokens
+
+    tiled, whole = "defaults: {tiling: grid}", "defaults: {tiling: none}"
+    assert planned(f"limits: {{max_tiles: 12, max_model_len: 8192}}, {tiled}") == 7 * 256
+    assert planned(f"limits: {{max_tiles: 12, max_model_len: 8192}}, {whole}") == 256
+    assert planned(f"limits: {{max_tiles: 12, max_model_len: 8192}}, {whole}", tiling="grid") == 7 * 256
+    with pytest.raises(BadInput, match="cut into 6 tiles; 4 are allowed"):
+        planned(f"limits: {{max_tiles: 4, max_model_len: 8192}}, {tiled}")
+
+
+def test_a_recipe_that_shows_images_whole_may_be_asked_for_its_tiles(tmp_path: Path) -> None:
+    (tmp_path / "packed.yaml").write_text(
+        "{name: packed, family: llava, limits: {max_tiles: 3, max_model_len: 4096}, defaults: {tiling: none}}", "utf-8"
+    )
+    model = load_recipe(resource_dir("recipes") / "llava-1.5-7b.yaml").model
+    assert model is not None
+    (tmp_path / "config.json").write_text(json.dumps(model.config), "utf-8")
+    options = PlanOptions(budget="24GiB", recipe=str(tmp_path / "packed.yaml"))
+    for tiling, views in ((None, 1), ("none", 1), ("grid", 4), ("auto", 4)):
+        found = make_report(str(tmp_path), replace(options, tiling=tiling))
+        assert found.plan.visual_tokens == views * 576, tiling
+
+
+def test_the_inverse_stays_within_the_familys_rules() -> None:
+    found = make_report("internvl3-8b", PlanOptions(budget="900GiB", solve="tiles", max_model_len=32768)).solution
+    assert found is not None
+    assert (found.answer, found.limited_by) == (12, "model")
+    with pytest.raises(BadInput, match="every image in one view"):
+        make_report("paligemma-3b-448", PlanOptions(budget="900GiB", solve="tiles"))
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,7 @@ def test_a_decoder_that_changed_is_found_by_its_references(decoder: Path, tmp_pa
     checks = named(checked(root))
     assert checks["load llm/cpu"].ok
     assert checks["parity llm/cpu relative_error"].ok is False
+    assert "it begins in llm/cpu at layers." in checks["parity llm/cpu relative_error"].note
 
 
 def test_references_of_another_decoder_are_refused(decoder: Path, tmp_path: Path):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from vlm_edge.core.device import DeviceProfile, load_profile, profile_names
 from vlm_edge.core.recipe import Recipe, load_recipe, recipe_names
 from vlm_edge.core.resources import resource_dir
-from vlm_edge.pipeline.inputs import find_model
+from vlm_edge.memory.phases import Plan
+from vlm_edge.memory.plan import CUDA_RUNTIME_BYTES, RUNTIME_BYTES, plan_request
+from vlm_edge.memory.request import Request
+from vlm_edge.pipeline.inputs import Planned, find_model
 from vlm_edge.pipeline.plan import PlanOptions, make_report
 
 NAMES = [name for name in recipe_names() if name != "nano"]
+MODELS = {name: find_model(name) for name in NAMES}
 # Named in the planner's specification.
 LISTED = {
     "llava-1.5-7b", "llava-1.5-13b", "llava-next-mistral-7b", "llava-next-34b", "internvl2.5-1b", "internvl2.5-26b",
@@ -45,6 +50,47 @@ def test_the_facts_make_the_published_number_of_parameters(name: str) -> None:
         assert total + CLIP_LEFT_OUT == model.parameters
     else:
         assert total == model.parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_say_what_they_were_compared_with(name: str) -> None:
+    model = recipe(name).model
+    assert model is not None
+    assert any(word in model.confirmed for word in ("read from", "prints", "not verified"))
+    assert any(word in model.parameters_source for word in ("not verified", "rounded", "half the bytes"))
+
+
+@pytest.mark.parametrize("device", profile_names())
+def test_every_recipe_plans_on_every_device(device: str) -> None:
+    """Recipes name no devices: all have a plan on all, and where one does not fit, its peak and advice say so."""
+    profile = load_profile(device)
+    for name, model in MODELS.items():
+        plan = plan_on(model, profile)
+        assert plan.peak_bytes > model.subject.text.embedding_parameters, name
+        assert plan.fits == (plan.peak_bytes <= profile.usable_bytes.value), name
+
+
+def test_what_fits_a_device_is_what_one_would_expect() -> None:
+    fits = {
+        device: {name for name, model in MODELS.items() if plan_on(model, load_profile(device)).fits}
+        for device in ("rtx-4090", "rtx-3060", "jetson-orin-nano-8gb", "h200")
+    }
+    assert {"llava-1.5-7b", "internvl3-14b"} <= fits["rtx-4090"]
+    assert "qwen2.5-vl-72b" not in fits["rtx-4090"]
+    assert "qwen2.5-vl-72b" in fits["h200"]
+    assert {"smolvlm-256m", "internvl3-1b"} <= fits["jetson-orin-nano-8gb"] < fits["rtx-3060"] < fits["rtx-4090"]
+
+
+def plan_on(model: Planned, profile: DeviceProfile) -> Plan:
+    """As `plan` asks it, with a page at 300 DPI, of which the largest families show as much as they do of any image."""
+    cpu = profile.target == "cpu"
+    request = Request(
+        target=profile.target, unified=profile.unified_memory, weights=model.weights, group_size=model.group_size,
+        vision_dtype="fp32" if cpu else "fp16", kv_cache="fp32" if cpu else "fp16", image_px=(1240, 1754),
+        tiles=model.tiles, context=min(model.max_model_len or 4096, model.subject.text.max_positions),
+        runtime_bytes=RUNTIME_BYTES if cpu else CUDA_RUNTIME_BYTES,
+    )  # fmt: skip
+    return plan_request(model.subject, request, budget_bytes=profile.usable_bytes.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

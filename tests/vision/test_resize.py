@@ -14,9 +14,8 @@ from transformers import image_transforms
 from tests.image_bytes import noise
 from vlm_edge.errors import BadImage
 from vlm_edge.vision import resize
+from vlm_edge.vision.normalisation import FILTERS, Normalisation
 from vlm_edge.vision.resize import (
-    FILTERS,
-    Normalisation,
     padded,
     resized,
     resized_window,
@@ -32,6 +31,11 @@ SEED = st.integers(0, 99)
 
 def by_pillow(pixels: np.ndarray, to_px: tuple[int, int], resample: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(to_px, Image.Resampling(resample)))
+
+
+def test_the_filters_numbers_are_pillows():
+    named = ("LANCZOS", "BILINEAR", "BICUBIC", "BOX", "HAMMING")
+    assert {Image.Resampling[name] for name in named} == FILTERS == {*resize._FILTERS}
 
 
 @pytest.mark.parametrize("resample", sorted(FILTERS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,9 +62,10 @@ def test_equals_a_double_loop(seed, height, width, cell_px):
 
 
 @pytest.mark.parametrize("extra_px", [-1, 0, 1, 5])
-def test_the_seams_between_strips_do_not_show(extra_px):
+def test_the_seams_between_strips_do_not_show(extra_px, monkeypatch):
     cell_px = 3
-    height = 2 * saliency.STRIP_CELLS * cell_px + extra_px
+    monkeypatch.setattr(saliency, "STRIP_PIXELS", 10 * cell_px * 8)
+    height = 2 * 8 * cell_px + extra_px
     gray = np.random.default_rng(extra_px + 1).integers(0, 256, (height, 10), np.uint8)
     np.testing.assert_allclose(saliency.lost_variation(gray, cell_px=cell_px), slow_lost(gray, cell_px), rtol=1e-6)
 
@@ -70,8 +73,19 @@ def test_the_seams_between_strips_do_not_show(extra_px):
 def test_the_height_of_a_strip_changes_nothing(monkeypatch):
     gray = np.random.default_rng(0).integers(0, 256, (50, 33), np.uint8)
     whole = saliency.lost_variation(gray, cell_px=4)
-    monkeypatch.setattr(saliency, "STRIP_CELLS", 1)
+    monkeypatch.setattr(saliency, "STRIP_PIXELS", 1)
     assert np.array_equal(saliency.lost_variation(gray, cell_px=4), whole)
+
+
+@pytest.mark.parametrize("size", [(900, 1600), (300, 6000), (3000, 500)])
+def test_memory_is_that_of_a_strip(size):
+    """An image that is wide and low must not cost more for a pixel than one that is high: the plan counts pixels."""
+    gray = pages(1, *size)
+    tracemalloc.start()
+    saliency.detail(gray, cell_px=7)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 4 * saliency.STRIP_PIXELS < peak < 18 * saliency.STRIP_PIXELS
 
 
 def test_a_flat_image_scores_nothing():

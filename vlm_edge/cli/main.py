@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -12,33 +13,22 @@ from typer.main import get_command
 
 from vlm_edge import __version__
 from vlm_edge.cli import interrupt, render
-from vlm_edge.cli.doctor import doctor
-from vlm_edge.cli.evaluate import evaluate
-from vlm_edge.cli.export import export
-from vlm_edge.cli.info import info
-from vlm_edge.cli.plan import plan
-from vlm_edge.cli.quantize import quantize
-from vlm_edge.cli.run import run
 from vlm_edge.cli.start import main
 from vlm_edge.cli.usage import PlainUsage
-from vlm_edge.cli.verify import verify
 from vlm_edge.errors import VlmEdgeError
 
-__all__ = ["app", "execute", "main"]  # `main` for scripts of installations that are older than cli/start.py
+__all__ = ["execute", "main"]  # `main` for scripts of installations that are older than cli/start.py
 
 INTERRUPTED = interrupt.EXIT_CODE
 PIPE_CLOSED = 141
 FAILED = 2
 _ANYWHERE = ("--debug", "--quiet", "--verbose")
 
-app = typer.Typer(
-    name="vlm-edge",
-    help="Put a vision-language model on one small GPU, a Jetson or a CPU.\n\n"
-    'Example: vlm-edge run page.png "what is the total?"',
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS: Mapping[str, str] = {
+    "run": "run", "plan": "plan", "eval": "evaluate", "export": "export", "quantize": "quantize", "verify": "verify",
+    "info": "info", "doctor": "doctor",
+}  # fmt: skip
+"""Command -> the module beside this one that has it, as a function of the same name as the module."""
 
 
 def _version(asked: bool) -> None:
@@ -47,7 +37,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -63,14 +52,24 @@ def options(
     """Options that stand before a command."""
 
 
-app.command("run", cls=PlainUsage)(run)
-app.command("plan", cls=PlainUsage)(plan)
-app.command("eval", cls=PlainUsage)(evaluate)
-app.command("export", cls=PlainUsage)(export)
-app.command("quantize", cls=PlainUsage)(quantize)
-app.command("verify", cls=PlainUsage)(verify)
-app.command("info", cls=PlainUsage)(info)
-app.command("doctor", cls=PlainUsage)(doctor)
+def program(words: Sequence[str]) -> Any:
+    """The command line as Typer's command; of its commands those that `words` can ask for.
+
+    A command's options take longer to declare than most of them to read, so the others are left alone where one is named.
+    """
+    app = typer.Typer(
+        name="vlm-edge",
+        help="Put a vision-language model on one small GPU, a Jetson or a CPU.\n\n"
+        'Example: vlm-edge run page.png "what is the total?"',
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(options)
+    for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
+        module = importlib.import_module(f"vlm_edge.cli.{COMMANDS[name]}")
+        app.command(name, cls=PlainUsage)(getattr(module, COMMANDS[name]))
+    return get_command(app)
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -79,7 +78,7 @@ def execute(arguments: Sequence[str]) -> int:
     words = _take_verbosity(arguments) or ["--help"]
     try:
         with render.checked_output():
-            code = get_command(app).main(words, prog_name="vlm-edge", standalone_mode=False)
+            code = program(words).main(words, prog_name="vlm-edge", standalone_mode=False)
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as failure:  # noqa: BLE001 - the last line of defence: no user sees a traceback
         code = INTERRUPTED if interrupt.seen() else _explain(failure)

@@ -96,7 +96,7 @@ def run(
     from vlm_edge.pipeline.run import Pipeline, find_bundle, preflight
 
     opened = find_bundle(bundle)
-    fitted = preflight(opened, images, options, budget)
+    fitted = preflight(opened, images, options, budget, device=device)
     options = fitted.options
     if fitted.asked_tiles is not None:
         shown = (

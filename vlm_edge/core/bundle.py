@@ -123,6 +123,18 @@ class Bundle:
             remedy=f"vlm-edge export MODEL {self.root} --target {target}",
         )
 
+    def bytes_by_role(self, target: str, *, decoder: str | None = None) -> dict[str, int]:
+        """What a run on one target loads: sizes of the files for it or for any.
+
+        decoder: target of the decoder's files, where it is another one than that of the rest.
+        """
+        sizes: dict[str, int] = {}
+        for artifact in self.manifest.artifacts:
+            wanted = decoder if decoder is not None and artifact.role.startswith("llm.") else target
+            if artifact.target in (wanted, "any"):
+                sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
+        return sizes
+
     def targets(self) -> tuple[str, ...]:
         """Devices that the bundle has a decoder for."""
         return tuple(sorted({a.target for a in self.manifest.artifacts if a.role == "llm.graph"}))

@@ -13,6 +13,8 @@ from vlm_edge.core.shards import AGAIN, TensorRef, read_header, shown, strict_js
 from vlm_edge.errors import BadInput
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_NAMED = 5
@@ -97,6 +99,17 @@ def read_config(root: Path) -> dict[str, Any]:
     config = _read_object(root, CONFIG)
     _refuse_remote_code(root, config)
     return config
+
+
+def find_preprocessor(root: Path) -> dict[str, Any] | None:
+    """preprocessor_config.json, else what newer checkpoints have of it inside processor_config.json; None without either.
+
+    Raises BadInput for a file that is damaged.
+    """
+    if _is_file(root / PREPROCESSOR):
+        return _read_object(root, PREPROCESSOR)
+    inner = _read_object(root, PROCESSOR).get("image_processor") if _is_file(root / PROCESSOR) else None
+    return inner if isinstance(inner, dict) else None
 
 
 def shard_names(root: Path) -> list[str]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.geometry import ImageLayout, TokenGeometry
 from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.core.specs import ModelSpec, TextSpec
 
-Floats = NDArray[np.float32]
-Positions = NDArray[np.int64]
+if TYPE_CHECKING:  # a plan looks families up, and needs no NumPy for that
+    import numpy as np
+    from numpy.typing import NDArray
+
+Floats: TypeAlias = "NDArray[np.float32]"
+Positions: TypeAlias = "NDArray[np.int64]"
 Span = tuple[int, ImageLayout | None]
 """Tokens that follow each other, and the image that they show; None for text."""
 MergeSite = Literal["before_projector", "after_projector"]

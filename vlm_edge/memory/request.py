@@ -34,6 +34,7 @@ class Subject:
     """The parts of a model. Without `vision` it is a text model.
 
     stored: bytes by item name where they are known from files, which then go before any formula.
+    free_tiles: tiles may lie anywhere and be any number; otherwise the family cuts images by rules of its own.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Subject:
     projector: ProjectorSpec | None = None
     geometry: Geometry | None = None
     stored: Mapping[str, int] = field(default_factory=dict)
+    free_tiles: bool = True
 
     @staticmethod
     def of(name: str, model: ModelSpec, geometry: Geometry | None = None) -> Subject:
@@ -54,8 +56,8 @@ class Request:
     """What is wanted. Sizes are per process: `batch` sequences, each with `images` images.
 
     image_px: (width, height) of each image; what decoding it costs, and how the family cuts it.
-    tiles: full-resolution tiles beside a global view; 0: the whole image in one view, as the family shows it; None: the
-    family's own way of cutting.
+    tiles: full-resolution tiles beside a global view, or what an image is cut into by the family's rules; 0: the whole image
+    in one view, as the family shows it; None: the family's own way of cutting an image of image_px.
     keep: share of each view's visual tokens that a reduction leaves.
     context: positions of the KV cache, for prompt and answer.  prefill_chunk: positions in one call; 0: the whole prompt.
     fused_vision: the tower's attention never holds a matrix of scores.  release_tower: tower and decoder take turns.

@@ -36,7 +36,8 @@ class Solution:
 def solve(subject: Subject, request: Request, unknown: str, *, budget_bytes: int) -> Solution:
     """The largest value of one unknown whose plan is within the budget.
 
-    tiles: beside the global view of each image.  pixels: images of the asked proportions whose longer edge grows by
+    tiles: beside the global view of each image, at most those that the family's own rules can cut.
+    pixels: images of the asked proportions whose longer edge grows by
     PIXEL_STEP_PX; every smaller step fits too.  context: positions.  batch: sequences.
     Raises DoesNotFit where not even the least fits, BadInput for what the model does not have.
     """
@@ -86,7 +87,11 @@ def _range(subject: Subject, request: Request, unknown: str) -> tuple[int, int, 
             raise BadInput("this model always has the same tiles", remedy="use --solve context, batch or pixels")
         if subject.geometry is not None and not subject.geometry.fixed_views:
             raise BadInput("this model sees images at their own size, not in tiles", remedy="use --solve pixels")
-        return 0, MOST_TILES, lambda n: replace(request, tiles=n)
+        if subject.free_tiles or subject.geometry is None:
+            return 0, MOST_TILES, lambda n: replace(request, tiles=n)
+        if subject.geometry.most_tiles == 0:
+            raise BadInput("this model shows every image in one view", remedy="use --solve context, batch or pixels")
+        return 0, subject.geometry.most_tiles, lambda n: replace(request, tiles=n)
     if unknown == "context":
         first = visual_of(subject, request).prompt + 1
         return first, subject.text.max_positions, lambda n: replace(request, context=n)

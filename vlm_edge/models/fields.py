@@ -110,13 +110,13 @@ class Fields:
         return None if self.value(name) is None else self.integer(name)
 
     def side(self, name: str, default: int | None = None) -> int:
-        """The side of a square in pixels: a number, or a list of two equal ones."""
+        """The side of a square in pixels, at most MAX_COUNT: a number, or a list of two equal ones."""
         value = self.value(name, default)
         if not isinstance(value, list | tuple):
-            return self.integer(name, default)
+            return self.count(name, default)
         if len(value) != 2 or value[0] != value[1]:
             raise self.error(name, f"must be square, not {_shown(value)}")
-        return self.with_value(name, value[0]).integer(name)
+        return self.with_value(name, value[0]).count(name)
 
     def flag(self, name: str, default: bool | None = None) -> bool:
         """True or false; raises BadInput for anything else."""

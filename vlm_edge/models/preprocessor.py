@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from vlm_edge.core.geometry import Size, TokenGeometry
 from vlm_edge.models.fields import MAX_COUNT, Fields
-from vlm_edge.vision.resize import FILTERS, Normalisation
+from vlm_edge.vision.normalisation import FILTERS, Normalisation
 
 G = TypeVar("G", bound=TokenGeometry)
 Triple = tuple[float, float, float]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vlm_edge.core import discover
@@ -43,23 +44,21 @@ def subject_from(
     found = discover.family(family) if family else discover.family_of(config)
     spec = found.spec(config)
     subject = Subject.of(name, spec, _geometry(found, spec, config, preprocessor))
-    if tensors is None:
-        return subject
-    stored = stored_decoder(tensors, spec.text)
-    return Subject(name, spec.text, spec.vision, spec.projector, subject.geometry, stored)
+    subject = replace(subject, free_tiles=found.free_tiles)
+    return subject if tensors is None else replace(subject, stored=stored_decoder(tensors, spec.text))
 
 
 def _geometry(
     family: VlmFamily, spec: ModelSpec, config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
 ) -> Geometry:
     """How the family cuts images; the spec's one view where it has no preprocessing of its own."""
-    images = _module(family.name, "images")
-    if images is None:
+    found = _module(family.name, "settings")
+    if found is None:
         return spec.geometry
     if preprocessor is None:
         assumed = _module(family.name, "assumed")
         preprocessor = assumed.preprocessor(spec) if assumed is not None else {}
-    geometry: Geometry = images.settings_from(config, preprocessor).geometry
+    geometry: Geometry = found.settings_from(config, preprocessor).geometry
     return geometry
 
 

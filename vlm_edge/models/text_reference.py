@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +34,14 @@ def reference_logits(
     prompt: int,
     positions: NDArray[np.int64] | None = None,
     bidirectional_prefix: bool = False,
+    on_layer: Callable[[int, Floats], None] | None = None,
 ) -> Floats:
     """Logits fp32 [N, L - prompt + 1, V] at the prompt's last position and each one after it, in fp32.
 
     embeds: [N, L, D], as the first layer reads them.  positions: [N, 3, L] for three-part rotary positions.
     bidirectional_prefix: the prompt attends in both directions, what follows to what came before it; the model's own class
-    makes the mask.  Attention is transformers' eager one, the only one that knows every architecture's soft caps.
+    makes the mask.  on_layer: is given each layer's number and the hidden states [N, L, D] behind it, which are not kept here.
+    Attention is transformers' eager one, the only one that knows every architecture's soft caps.
     Memory: one layer in fp32, HEAD_ROWS rows of the head, the activations of N x L tokens; time: every weight is read once.
     Raises BadInput as models.weights does.
     """
@@ -56,7 +60,7 @@ def reference_logits(
         kinds[:, :prompt] = 0
         options["token_type_ids"] = kinds
     reader = whole.model if bidirectional_prefix else language
-    with torch.no_grad(), filled_in_turn(whole, checkpoint, layers):
+    with torch.no_grad(), filled_in_turn(whole, checkpoint, layers), _watched(language.layers, on_layer):
         hidden = reader(inputs_embeds=torch.from_numpy(embeds), use_cache=False, **options).last_hidden_state
         last = hidden[:, prompt - 1 :]
         logits = torch.cat([last @ rows.T for rows in _head_rows(whole, checkpoint, head)], dim=-1)
@@ -65,6 +69,20 @@ def reference_logits(
             logits = torch.tanh(logits / cap) * cap
     found: Floats = logits.numpy()
     return found
+
+
+@contextmanager
+def _watched(layers: Sequence[nn.Module], on_layer: Callable[[int, Floats], None] | None) -> Iterator[None]:
+    def tell(index: int, output: Any) -> None:
+        if on_layer is not None:
+            on_layer(index, (output[0] if isinstance(output, tuple) else output).numpy())
+
+    hooks = [layer.register_forward_hook(lambda *given, i=i: tell(i, given[-1])) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _head_rows(whole: nn.Module, checkpoint: Checkpoint, head: str) -> Iterator[torch.Tensor]:

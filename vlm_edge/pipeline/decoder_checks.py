@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 
 from vlm_edge.backends.onnx import decoder_parity
+from vlm_edge.backends.onnx.parity import Parity
 from vlm_edge.core import discover
 from vlm_edge.core.contracts import LlmEngine
 from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
@@ -75,4 +77,22 @@ def _against_references(
     except DamagedBundle as cause:
         yield Check(name, False, note=cause.message)
         return
-    yield from (of_parity("parity", replace(row, component=part.name)) for row in parity.results())
+    note = "" if parity.ok else _where(part, stored, parity)
+    yield from (of_parity("parity", replace(row, component=part.name), note) for row in parity.results())
+
+
+def _where(part: Part, stored: decoder_parity.DecoderReferences, parity: Parity) -> str:
+    """The component, and the layer at which the graph leaves its references, where they tell."""
+    if find_spec("onnx") is None:
+        return f"{part.name} differs; to see at which layer, pip install 'vlm-edge[build]'"
+    from vlm_edge.backends.onnx.decoder_divergence import BEHIND, first_divergence
+
+    try:
+        found = first_divergence(part.path, part.bundle.manifest.model.text, stored, limit=parity.limit.relative_error)
+    except DamagedBundle as cause:
+        return cause.message
+    if found is None:
+        return f"{part.name} differs; which layer cannot be told, since the bundle does not hold its layers' values"
+    if found.layer == BEHIND:
+        return f"{part.name} differs in {BEHIND}, behind its last layer"
+    return f"it begins in {part.name} at {found.layer} (relative error {found.relative_error:.2e})"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx import decoder, decoder_parity
+from vlm_edge.backends.onnx.decoder_divergence import first_divergence
 from vlm_edge.backends.onnx.engine import OnnxEngine
 from vlm_edge.backends.onnx.parity import limit_for, require
 from vlm_edge.core.bundle import ArtifactRef, Bundle, Manifest, ParityResult
@@ -206,20 +207,27 @@ def _references(
 ) -> decoder_parity.DecoderReferences:
     from vlm_edge.models.text_reference import reference_logits
 
-    both_ways = job.spec.text.bidirectional_prefix
+    layers: list[Floats] = []
     logits = reference_logits(
-        job.checkpoint, embeds, prompt=PROMPT_TOKENS, positions=positions, bidirectional_prefix=both_ways
-    )
-    return decoder_parity.keep(embeds, PROMPT_TOKENS, logits, positions)
+        job.checkpoint, embeds, prompt=PROMPT_TOKENS, positions=positions,
+        bidirectional_prefix=job.spec.text.bidirectional_prefix,
+        on_layer=lambda _, hidden: layers.append(decoder_parity.layer_sample(hidden[-1, :PROMPT_TOKENS])),
+    )  # fmt: skip
+    return decoder_parity.keep(embeds, PROMPT_TOKENS, logits, positions, layers)
 
 
 def _gate(job: DecoderJob, graph: Path, references: decoder_parity.DecoderReferences) -> tuple[ParityResult, ...]:
-    """On the CPU, whatever the target: the machine that exports need not have the other. Raises CheckFailed."""
+    """On the CPU, whatever the target: the machine that exports need not have the other.
+
+    Raises CheckFailed that names the first layer that differs.
+    """
     context = PROMPT_TOKENS + DECODED_TOKENS
     engine = OnnxEngine(graph, job.spec.text, target="cpu", threads=job.threads, context=context, mapped=True)
     parity = decoder_parity.compare(engine, references, job.dtype, limit=limit_for(job.dtype, job.atol))
+    del engine  # before another session reads the same weights
+    where = None if parity.ok else first_divergence(graph, job.spec.text, references, limit=parity.limit.relative_error)
     # fp16 fails where a model's activations leave its range, which for some decoders they do.
-    require(parity, remedy="export with --dtype fp32" if job.dtype == "fp16" else "report the model")
+    require(parity, where, remedy="export with --dtype fp32" if job.dtype == "fp16" else "report the model")
     return tuple(replace(row, component=f"{COMPONENT}/{job.target}") for row in parity.results())
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.core import discover
 from vlm_edge.core.bundle import MANIFEST, open_bundle
-from vlm_edge.core.checkpoint import CONFIG, INDEX, SINGLE, open_checkpoint
+from vlm_edge.core.checkpoint import CONFIG, INDEX, PREPROCESSOR, SINGLE, find_preprocessor, open_checkpoint
 from vlm_edge.core.device import nearest
 from vlm_edge.core.geometry import Geometry, TokenGeometry
 from vlm_edge.core.load import read_text
@@ -22,7 +23,6 @@ from vlm_edge.memory.request import Subject
 from vlm_edge.models.subjects import subject_from
 from vlm_edge.pipeline.embedded import EMBEDDED, bundle_folder
 
-PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = {"int4": "awq", "int8": "int8", "fp16": "fp16", "fp32": "fp32"}
 """A recipe's word for the decoder's weights -> the planner's."""
 
@@ -32,6 +32,7 @@ class Planned:
     """A model, and what its recipe or manifest says about running it.
 
     source: bundle, checkpoint, config or recipe.  tiles: beside a global view; None where the family has its own way.
+    most_tiles: that may be shown, where a recipe or bundle says so.
     target: that the model is bound to.  max_model_len: None where nothing says so.  kv_cache: of a bundle's decoder, if not its
     float type.
     """
@@ -39,6 +40,7 @@ class Planned:
     subject: Subject
     source: str
     tiles: int | None = None
+    most_tiles: int | None = None
     max_model_len: int | None = None
     target: str | None = None
     weights: str = "awq"
@@ -89,11 +91,12 @@ def _published(recipe: Recipe) -> Subject:
 
 
 def _with_recipe(found: Planned, recipe: Recipe) -> Planned:
-    own_way = type(found.subject.geometry) is not TokenGeometry or recipe.defaults.tiling == "none"
+    own_way = not found.subject.free_tiles
     return Planned(
         subject=found.subject,
         source=found.source,
-        tiles=None if own_way else recipe.limits.max_tiles,
+        tiles=0 if recipe.defaults.tiling == "none" else None if own_way else recipe.limits.max_tiles,
+        most_tiles=recipe.limits.max_tiles,
         max_model_len=recipe.limits.max_model_len,
         weights=WEIGHTS.get(recipe.packing.llm, "awq"),
         group_size=recipe.packing.group_size,
@@ -111,20 +114,18 @@ def _bundle(root: Path, target: str | None) -> Planned:
             remedy=f"use --target {targets[0] if targets else 'cpu'}",
         )
     chosen = target or ("cpu" if "cpu" in targets or not targets else targets[0])
-    sizes: dict[str, int] = {}
-    for artifact in manifest.artifacts:
-        if artifact.target in (chosen, "any"):
-            sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
-    spec, stored = manifest.model, stored_bytes(sizes)
+    spec, stored = manifest.model, stored_bytes(bundle.bytes_by_role(chosen))
     geometry = _own_geometry(root, spec)
-    one_view = type(geometry) is TokenGeometry
-    # a manifest that knows one nominal view alone says `none` for want of anything else
-    whole = manifest.defaults.tiling == "none" and geometry == spec.geometry
+    free_tiles = discover.family(spec.family).free_tiles
+    # a manifest that knows one nominal view alone says `none`, and no tiles, for want of anything else
+    known = geometry == spec.geometry
+    whole = manifest.defaults.tiling == "none" and known
     notes = () if "llm.weights" in stored else ("the bundle has no decoder yet: its weights are computed",)
     return Planned(
-        subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, geometry, stored),
+        subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, geometry, stored, free_tiles),
         source="bundle",
-        tiles=0 if whole else manifest.limits.max_tiles if one_view else None,
+        tiles=0 if whole else manifest.limits.max_tiles if free_tiles else None,
+        most_tiles=manifest.limits.max_tiles if known else None,
         max_model_len=manifest.limits.max_model_len,
         target="cuda" if chosen == "cuda" else "cpu",
         kv_cache=manifest.kv_cache(chosen),
@@ -162,9 +163,10 @@ def _config(path: Path) -> Planned:
 
 
 def _beside(root: Path) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
-    """preprocessor_config.json, where it lies there; else a note that its values are taken for granted."""
-    if (root / PREPROCESSOR).is_file():
-        return _object(root / PREPROCESSOR), ()
+    """What lies there about images; else a note that its values are taken for granted."""
+    found = find_preprocessor(root)
+    if found is not None:
+        return found, ()
     return None, (f"there is no {PREPROCESSOR}: images are cut as the family's checkpoints usually do",)
 
 

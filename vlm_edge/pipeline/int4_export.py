@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from vlm_edge.backends.onnx import decoder, decoder_parity, int4_decoder, kv_cache
+from vlm_edge.backends.onnx.decoder_divergence import first_divergence
 from vlm_edge.backends.onnx.engine import OnnxEngine
 from vlm_edge.backends.onnx.int4_decoder import EXACT, INT8_ACTIVATIONS, Int4Settings, round_head
 from vlm_edge.backends.onnx.parity import Parity, measure, require
@@ -98,14 +99,15 @@ def export_int4(job: Int4Job, stage: Path, on_note: Any) -> Int4Decoder:
     release()
     on_note("compute the decoder's reference")
     embeds, positions = sample_inputs(job.text, EmbeddingTable(stage / EMBEDDING), job.decoder.embedding_scale)
-    logits = reference_logits(job, embeds, positions)
+    samples: list[Floats] = []
+    logits = reference_logits(job, embeds, positions, samples.append)
     release()
-    references = decoder_parity.keep(embeds, PROMPT_TOKENS, logits, positions)
+    references = decoder_parity.keep(embeds, PROMPT_TOKENS, logits, positions, samples)
     decoder_parity.save(references, folder / "references.npz")
     on_note("run the decoder and compare")
     graph = folder / decoder.GRAPH
     exact = _rows(job, graph, embeds, positions, mapped=True)
-    _require_exact(job, exact, logits)
+    _require_exact(job, exact, logits, graph, references)
     release()
     parity, report = _as_it_runs(job, graph, embeds, positions, logits)
     component = f"{COMPONENT}/{job.target}"
@@ -163,10 +165,12 @@ class PackedLayers:
         return self._job.decoder.head()
 
 
-def reference_logits(job: Int4Job, embeds: Floats, positions: NDArray[np.int64] | None) -> Floats:
+def reference_logits(
+    job: Int4Job, embeds: Floats, positions: NDArray[np.int64] | None, on_layer: Callable[[Floats], None]
+) -> Floats:
     """Logits fp32 [N, L - PROMPT_TOKENS + 1, V] of transformers' own layers with the rounded weights multiplied out.
 
-    embeds: [N, L, D].  Memory: one layer in fp32 and the sequences' states.
+    embeds: [N, L, D].  on_layer: is given a sample of the last sequence's prompt behind each layer.  Memory: one layer in fp32 and the sequences' states.
     """
     weights = PackedLayers(job)
     states = [torch.from_numpy(rows) for rows in embeds]
@@ -182,6 +186,7 @@ def reference_logits(job: Int4Job, embeds: Floats, positions: NDArray[np.int64] 
             for i, place in enumerate(places):
                 output = layer(states[i][None].to(job.decoder.device), **job.decoder.arguments(index, place))
                 states[i] = (output[0] if isinstance(output, tuple) else output)[0].cpu()
+            on_layer(decoder_parity.layer_sample(states[-1][:PROMPT_TOKENS].numpy()))
             job.limit.check()
         job.decoder.forget()
         head = (round_head(rows, job.settings) for rows in weights.head())
@@ -210,10 +215,18 @@ def _parity(job: Int4Job, rows: Sequence[Floats], logits: Floats, dtype: str) ->
     return measure(f"{COMPONENT}/{job.target}", dtype, rows, expected)
 
 
-def _require_exact(job: Int4Job, rows: Sequence[Floats], logits: Floats) -> None:
-    """In floats the graph is the rounded model up to the order of additions, and names the same likeliest tokens."""
+def _require_exact(
+    job: Int4Job, rows: Sequence[Floats], logits: Floats, graph: Path, references: decoder_parity.DecoderReferences
+) -> None:
+    """In floats the graph is the rounded model up to the order of additions, and names the same likeliest tokens.
+
+    Raises CheckFailed that names the first layer that differs.
+    """
     parity = _parity(job, rows, logits, BUILDERS[job.target])
-    require(replace(parity, dtype="int4"), remedy="report the model; --target none writes the AWQ checkpoint alone")
+    where = None if parity.ok else first_divergence(graph, job.text, references, limit=parity.limit.relative_error)
+    require(
+        replace(parity, dtype="int4"), where, remedy="report the model; --target none writes the AWQ checkpoint alone"
+    )
     if BUILDERS[job.target] != "fp32":
         return
     if wrong := _other_tokens(rows, logits):

@@ -20,7 +20,11 @@ from vlm_edge.pipeline.measured_run import NEW_TOKENS, Run
 from vlm_edge.pipeline.plan import Report
 
 _STRIPE_PX = 16
-_PROGRAM = "import runpy, vlm_edge.cli.main; runpy.run_module('vlm_edge.pipeline.measured_run', run_name='__main__')"
+_PROGRAM = """
+import runpy
+from vlm_edge.cli import main, run
+runpy.run_module("vlm_edge.pipeline.measured_run", run_name="__main__")
+"""
 """With the command line's imports, as `vlm-edge run` has them."""
 
 
@@ -50,6 +54,11 @@ def measure(name: str, report: Report, *, threads: int | None = None) -> Mapping
         )
     if not Path("/proc/self/clear_refs").exists():
         raise BadInput("--measure needs Linux, which tells a process its peak memory", remedy="leave it out")
+    if request.tiles and not subject.free_tiles:
+        raise BadInput(
+            f"{subject.name} cuts images by rules of its own, so a number of tiles cannot be measured",
+            remedy="leave out --solve tiles, and name an --image-size",
+        )
     visual = visual_of(subject, request)
     decoder = "llm.weights" in subject.stored
     prompt = min(visual.prompt + TEXT_TOKENS, request.context - NEW_TOKENS) if decoder else 0

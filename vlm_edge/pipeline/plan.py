@@ -71,12 +71,13 @@ class Report:
     def limits(self) -> dict[str, int]:
         """What the plan holds for."""
         request, visual = self.request, visual_of(self.model.subject, self.request)
-        tiles = visual.at_once - 1 if request.tiles is None else request.tiles
         width, height = request.image_px
         return {
-            "max_tiles": max(tiles, 0), "max_model_len": request.context, "max_pixels": width * height if request.images else 0,
+            "max_tiles": max(visual.at_once - 1, 0),
+            "max_model_len": request.context,
+            "max_pixels": width * height if request.images else 0,
             "batch_size": request.batch,
-        }  # fmt: skip
+        }
 
 
 def make_report(name: str, options: PlanOptions) -> Report:
@@ -168,6 +169,8 @@ def _request(
         margin_bytes=(0 if cpu else CUDA_MARGIN_BYTES) if margin is None else margin,
         context=options.max_model_len if options.max_model_len is not None else DEFAULT_CONTEXT,
     )
+    if not model.subject.free_tiles:
+        _check_tiles(model, options, request)
     if options.max_model_len is not None:
         return request
     return replace(request, context=_context(model, request, notes))
@@ -186,10 +189,28 @@ def _size(text: str | None, notes: list[str]) -> tuple[int, int]:
 
 
 def _tiles(model: Planned, options: PlanOptions) -> int | None:
-    """Tiles beside the global view; None where the family cuts images by rules of its own and no number is asked for."""
-    if options.tiling == "none":
+    """Tiles beside the global view; None where the family cuts images by rules of its own, which may come to fewer."""
+    if options.tiling == "none" or options.max_tiles == 0:
         return 0
+    if not model.subject.free_tiles:
+        return None if options.tiling is not None or options.max_tiles is not None else model.tiles
+    if options.max_tiles is None and options.tiling is not None and model.most_tiles is not None:
+        return model.most_tiles
     return options.max_tiles if options.max_tiles is not None else model.tiles
+
+
+def _check_tiles(model: Planned, options: PlanOptions, request: Request) -> None:
+    """Refuse, as a run does, an image that the family's rules cut into more tiles than are allowed."""
+    most, geometry = model.most_tiles if options.max_tiles is None else options.max_tiles, model.subject.geometry
+    if request.tiles is not None or most is None or geometry is None or not request.images:
+        return
+    width, height = request.image_px
+    tiles = geometry.layout(request.image_px).views - 1
+    if tiles > most:
+        raise BadInput(
+            f"an image of {width}x{height} px is cut into {tiles} tiles; {most} are allowed",
+            remedy=f"use --max-tiles {tiles}, or --tiling none",
+        )
 
 
 def _keep(options: PlanOptions, notes: list[str]) -> float:

@@ -16,6 +16,7 @@ from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput, DoesNotFit
 from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.memory.plan import Load, Plan, plan_run
+from vlm_edge.pipeline.encoders import decoder_target
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.units import format_bytes
 from vlm_edge.vision import sources
@@ -41,24 +42,23 @@ def plan(
     *,
     images: tuple[sources.ImageHeader, ...],
     budget_bytes: int | None,
+    device: str = "cpu",
     again: bool = False,
 ) -> Plan:
     """The plan of one question, from the manifest and image headers alone. No budget: the memory that is free now.
 
-    again: the process has answered before.
+    device: whose files are loaded.  again: the process has answered before.
     """
     limits, defaults = bundle.manifest.limits, bundle.manifest.defaults
     family = discover.family(bundle.manifest.model.family)
     look = Look.of(options, defaults, limits.max_tiles, family)
-    sizes: dict[str, int] = {}
-    for artifact in bundle.manifest.artifacts:
-        sizes[artifact.role] = sizes.get(artifact.role, 0) + artifact.bytes
+    sizes = bundle.bytes_by_role(device, decoder=decoder_target(device))
     if budget_bytes is None:
         free = host.available_bytes()
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
     decode = tuple(_decode_bytes(header, reduced_px(bundle, look)) for header in images)
     layouts = None if family.free_tiles else image_layouts(bundle, images, look)
-    kv_bits = {"int8": 8, "int4": 4}.get(bundle.manifest.kv_cache("cpu"), 32)
+    kv_bits = {"int8": 8, "int4": 4}.get(bundle.manifest.kv_cache(decoder_target(device)), 32)
     load = Load(
         decode, look.max_tiles, context_tokens=limits.max_model_len, kv_bits=kv_bits, layouts=layouts, again=again
     )

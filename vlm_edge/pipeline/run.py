@@ -92,7 +92,7 @@ class Pipeline:
         chosen = choose_device(opened, device)
         limit = parse_bytes(budget) if isinstance(budget, str) else budget
         least = AskOptions(tiling="none", reduce="none")
-        check_fits(plan(opened, least, images=(), budget_bytes=limit))
+        check_fits(plan(opened, least, images=(), budget_bytes=limit, device=chosen))
         verify_hashes(opened, force=verify)
         return cls(opened, device=chosen, threads=threads or host.real_cores(), budget_bytes=limit)
 
@@ -130,8 +130,9 @@ class Pipeline:
             headers = tuple(source_header(each, max_pixels) for each in images)
             layouts = image_layouts(self.bundle, headers, look)
             planned = plan(
-                self.bundle, options, images=headers, budget_bytes=self.budget_bytes, again=bool(self._in_engine)
-            )
+                self.bundle, options, images=headers, budget_bytes=self.budget_bytes, device=self.device,
+                again=bool(self._in_engine),
+            )  # fmt: skip
         tokens = self._prompt.tokens(question, layouts)
         self._check_length(self._least_length(tokens, layouts, look), new_tokens)
         seen, keys = [], []
@@ -307,13 +308,18 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
     return open_bundle(NANO if path is None or str(path) == EMBEDDED else Path(path))
 
 
-def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> Fitted:
+def preflight(
+    bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None, *, device: str = "auto"
+) -> Fitted:
     """Options that fit the budget, from the manifest and the images' headers alone, before anything is loaded or decoded.
 
     The number of tiles is lowered where that is enough; a family that cuts images by its own rules has all of its tiles or none.
     Raises DoesNotFit where it is not, and BadImage or BadInput for what the headers and options already show.
     """
     limits, limit = bundle.manifest.limits, parse_bytes(budget) if budget else None
+    if device == "auto":
+        # ONNX Runtime is asked only where there is a choice: importing it takes longer than all of this
+        device = bundle.targets()[0] if len(bundle.targets()) == 1 else choose_device(bundle, device)
     family = discover.family(bundle.manifest.model.family)
     headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
     look = Look.of(options, bundle.manifest.defaults, limits.max_tiles, family)
@@ -322,8 +328,9 @@ def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions,
         tiles = max((layout.views - 1 for layout in image_layouts(bundle, headers, look)), default=0)
         remark = ONE_VIEW_TOO if tiles else NO_TILES
     fitted = fit_tiles(
-        options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit), any_number=family.free_tiles
-    )
+        options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit, device=device),
+        any_number=family.free_tiles,
+    )  # fmt: skip
     check_fits(fitted.plan, remark=remark.format(family=family.name))
     return fitted
 

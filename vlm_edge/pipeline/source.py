@@ -16,7 +16,7 @@ import numpy as np
 
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import Bundle
-from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
+from vlm_edge.core.checkpoint import PREPROCESSOR, Checkpoint, find_preprocessor, open_checkpoint
 from vlm_edge.core.contracts import VlmFamily
 from vlm_edge.core.load import parse_text, read_text
 from vlm_edge.core.specs import ModelSpec
@@ -24,7 +24,6 @@ from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.models.bundle_files import open_tokenizer
 from vlm_edge.pipeline import hub
 
-PREPROCESSOR = "preprocessor_config.json"
 _MODULE_OF_FAMILY = "vlm_edge.models.{}.{}"
 
 
@@ -118,12 +117,9 @@ def _object(path: Path) -> Mapping[str, Any]:
 
 
 def preprocessor(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """preprocessor_config.json; or what newer checkpoints have of it inside processor_config.json."""
-    alone = checkpoint.optional_json(PREPROCESSOR)
-    if alone is not None:
-        return alone
-    inner = (checkpoint.optional_json("processor_config.json") or {}).get("image_processor")
-    return inner if isinstance(inner, dict) else checkpoint.json(PREPROCESSOR)
+    """preprocessor_config.json, or what stands for it; raises BadInput where nothing does."""
+    found = find_preprocessor(checkpoint.root)
+    return checkpoint.json(PREPROCESSOR) if found is None else found
 
 
 def source_hashes(checkpoint: Checkpoint) -> dict[str, str]:

@@ -12,42 +12,13 @@ from PIL import Image
 
 from vlm_edge.core.geometry import Box, Size
 from vlm_edge.errors import BadImage
+from vlm_edge.vision.normalisation import Colour
 
 Rgb = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Colour = tuple[int, int, int]
 WHOLE_PX = 1 << 24
 """Up to here a resized image is made whole even if only a part of it is wanted: Pillow is faster than NumPy."""
 _PRECISION_BITS = 22  # of Pillow's 8-bit coefficients: 32, less 8 for the pixel and 2 for the sum
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """uint8 -> float32: times `scale`, less `mean`, over `std`; each channel of RGB has its own."""
-
-    scale: float = 1.0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def table(self) -> Floats:
-        """What each of 256 pixel values becomes: float32 [3, 256]. Rounded to float32 after scaling, as transformers does."""
-        scaled = (np.arange(256, dtype=np.float64) * self.scale).astype(np.float32)
-        mean, std = (np.array(values, np.float32)[:, None] for values in (self.mean, self.std))
-        return np.asarray((scaled - mean) / std, np.float32)
-
-    def apply(self, view: Rgb, out: Floats | None = None) -> Floats:
-        """[H, W, 3] -> channels first [3, H, W], into `out` where it is given."""
-        out = np.empty((3, *view.shape[:2]), np.float32) if out is None else out
-        for channel, values in enumerate(self.table()):
-            np.take(values, view[..., channel], out=out[channel], mode="clip")  # other modes buffer `out`
-        return out
-
-    def stack(self, views: list[Rgb]) -> Floats:
-        """Views of one size -> [V, 3, H, W]."""
-        stacked = np.empty((len(views), 3, *views[0].shape[:2]), np.float32)
-        for view, out in zip(views, stacked, strict=True):
-            self.apply(view, out)
-        return stacked
 
 
 def require_rgb(pixels: Rgb) -> Size:
@@ -164,8 +135,6 @@ _FILTERS: dict[int, tuple[float, _Kernel]] = {
     Image.Resampling.BOX: (0.5, lambda x: np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)),
     Image.Resampling.HAMMING: (1.0, _hamming),
 }
-FILTERS = frozenset(_FILTERS)
-"""Pillow's numbers of the filters that preprocessing may ask for."""
 
 
 def _taps(size: int, to: int, begin: int, end: int, resample: int) -> _Taps:

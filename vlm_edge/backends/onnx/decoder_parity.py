@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.contracts import LlmEngine
 from vlm_edge.errors import DamagedBundle
 
+LAYER_VALUES = 256
+"""Values that are kept of a layer, at equal distances: enough to tell where a graph leaves its reference."""
 COMPONENT = "llm"
 COLUMNS = 8192
 """Logits that are kept of a row, at equal distances: a bundle is not to carry megabytes of them."""
@@ -28,6 +31,8 @@ class DecoderReferences:
     embeds: fp32 [N, L, D], values that fp16 holds exactly.  positions: int64 [N, 3, L] for three-part rotary positions.
     prompt: rows that are read in one call; the rest follow one by one.  columns: int64 [C], the entries of the vocabulary whose
     logits were kept.  logits: fp32 [N, L - prompt + 1, C].
+    layers: fp32 [layers, LAYER_VALUES or all there are], samples of the hidden state behind each layer, of the prompt of the last
+    sequence; None in bundles that were made without.
     """
 
     embeds: Floats
@@ -35,12 +40,33 @@ class DecoderReferences:
     columns: NDArray[np.int64]
     logits: Floats
     positions: NDArray[np.int64] | None = None
+    layers: Floats | None = None
+
+    @property
+    def sampled(self) -> int:
+        """Which sequence `layers` was taken on: the one that holds an image's stretch too."""
+        return len(self.embeds) - 1
 
 
-def keep(embeds: Floats, prompt: int, logits: Floats, positions: NDArray[np.int64] | None = None) -> DecoderReferences:
-    """References out of all logits [N, L - prompt + 1, V]; embeds as in DecoderReferences."""
+def keep(
+    embeds: Floats,
+    prompt: int,
+    logits: Floats,
+    positions: NDArray[np.int64] | None = None,
+    layers: Sequence[Floats] = (),
+) -> DecoderReferences:
+    """References out of all logits [N, L - prompt + 1, V]; embeds, and layers if there are any, as in DecoderReferences."""
     columns = np.unique(np.linspace(0, logits.shape[-1] - 1, COLUMNS).round().astype(np.int64))
-    return DecoderReferences(embeds, prompt, columns, np.ascontiguousarray(logits[..., columns]), positions)
+    kept = np.ascontiguousarray(logits[..., columns])
+    return DecoderReferences(embeds, prompt, columns, kept, positions, np.stack(layers) if layers else None)
+
+
+def layer_sample(hidden: NDArray[Any]) -> Floats:
+    """LAYER_VALUES values, or all there are, of a hidden state [L, D]."""
+    flat = hidden.reshape(-1)
+    places = np.linspace(0, flat.size - 1, min(LAYER_VALUES, flat.size)).round().astype(np.int64)
+    found: Floats = flat[places].astype(np.float32)
+    return found
 
 
 def compare(engine: LlmEngine, references: DecoderReferences, dtype: str, *, limit: Limit | None = None) -> Parity:
@@ -79,6 +105,8 @@ def save(references: DecoderReferences, path: Path) -> None:
     }
     if references.positions is not None:
         arrays["positions"] = references.positions
+    if references.layers is not None:
+        arrays["layers"] = references.layers
     with atomic_write(path) as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # the stub takes the names for its own options
 
@@ -93,6 +121,7 @@ def load(path: Path) -> DecoderReferences:
                 stored["columns"].astype(np.int64),
                 stored["logits"].astype(np.float32),
                 stored["positions"].astype(np.int64) if "positions" in stored else None,
+                stored["layers"].astype(np.float32) if "layers" in stored else None,
             )
         _check(references)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as cause:
@@ -108,3 +137,6 @@ def _check(references: DecoderReferences) -> None:
         raise ValueError("its arrays do not belong together")
     if positions is not None and positions.shape != (sequences, 3, length):
         raise ValueError("its positions are not those of its embeddings")
+    sampled = min(LAYER_VALUES, references.prompt * references.embeds.shape[2])
+    if references.layers is not None and references.layers.shape[1:] != (sampled,):
+        raise ValueError("its samples of layers are not those of its prompt")

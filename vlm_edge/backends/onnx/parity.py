@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,9 @@ def require(parity: Parity, divergence: Divergence | None = None, *, remedy: str
         why += f", largest difference {parity.max_error:.2e} (at most {atol:g})"
     if not parity.finite:
         why = "its values are not finite"
-    where = f"; it begins at {divergence.layer} ({divergence.relative_error:.2e})" if divergence else ""
+    where = f"; it begins at {divergence.layer}" if divergence else ""
+    if divergence and isfinite(divergence.relative_error):
+        where += f" ({divergence.relative_error:.2e})"
     cure = {"fp32": "try another --opset, and report the model", "fp16": "export with --dtype fp32"}
     if atol is not None and replace(parity, limit=replace(parity.limit, max_error=None)).ok:
         cure[parity.dtype] = f"--atol {parity.max_error:.2g} or more would allow it; the other limits are kept"

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from vlm_edge.core.geometry import ImageLayout, SplitGeometry
 from vlm_edge.core.image_inputs import ImageInputs
-from vlm_edge.models.fields import Fields
-from vlm_edge.models.preprocessor import (
-    HALF,
-    LANCZOS,
-    ViewSettings,
-    normalisation,
-    preprocessor_fields,
-    resample_field,
-    same_view,
-    size_edges,
-)
-from vlm_edge.models.towers import patch_grid, shuffled_grid
+from vlm_edge.models.idefics3.settings import ImageSettings, settings_from
 from vlm_edge.vision.resize import Rgb, cut, require_rgb, resized, source_box, tile_boxes
 
-ImageSettings = ViewSettings[SplitGeometry]
-_TYPES = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+__all__ = ["ImageSettings", "prepare", "settings_from"]
+
+
 AROUND = "<fake_token_around_image>"
 WHOLE = "<global-img>"
-
-
-def settings_from(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> ImageSettings:
-    """From config.json and preprocessor_config.json; raises BadInput with the field's name."""
-    fields = preprocessor_fields(preprocessor, types=_TYPES, steps=("do_image_splitting", "do_pad"))
-    whole = Fields(config)
-    vision = whole.part("vision_config", optional=True)
-    view_px = _longest(fields, "max_image_size", 364)
-    same_view(fields, "max_image_size", view_px, vision, 224)
-    side = patch_grid(vision, view_px, patch_px=vision.count("patch_size"))
-    return ViewSettings(
-        geometry=SplitGeometry(
-            view_px=view_px,
-            grid=shuffled_grid(whole, side, whole.count("scale_factor", 2), name="scale_factor"),
-            longest_px=_longest(fields, "size", 4 * 364),
-            split=fields.flag("do_image_splitting", True),
-        ),
-        resample=resample_field(fields, LANCZOS),
-        pixels=normalisation(fields, HALF, HALF),
-    )
-
-
-def _longest(fields: Fields, key: str, default: int) -> int:
-    sizes = size_edges(fields, key, {"longest_edge": default}, number_means=("longest_edge",))
-    if "longest_edge" not in sizes:
-        raise fields.error(key, f"has no longest_edge: {sizes!r}")
-    return fields.with_value(key, sizes["longest_edge"]).count(key)
 
 
 def prepare(image: Rgb, settings: ImageSettings) -> ImageInputs:

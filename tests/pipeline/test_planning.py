@@ -1,0 +1,69 @@
+"""What a run plans with: the files of its own target, and no others."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.models.pictures import photo
+from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
+from vlm_edge.memory.plan import Plan
+from vlm_edge.pipeline.embedded import NANO
+from vlm_edge.pipeline.inputs import find_model
+from vlm_edge.pipeline.options import AskOptions
+from vlm_edge.pipeline.planning import plan, source_header
+from vlm_edge.pipeline.run import preflight
+
+EXTRA = {
+    "vision/cuda/model.onnx": ("vision.graph", "cuda", 70_000),
+    "llm/cuda/model.onnx": ("llm.graph", "cuda", 110_000),
+    "vision/tensorrt/model.onnx": ("vision.graph", "tensorrt", 130_000),
+}
+"""Files that a run on the CPU does not open: role, target and size."""
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Bundle:
+    """The embedded bundle with files for other targets."""
+    root = Path(shutil.copytree(NANO, tmp_path / "both"))
+    manifest, added = open_bundle(root).manifest, []
+    for name, (role, target, size) in EXTRA.items():
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(b"x" * size)
+        added.append(reference(root, name, role=role, target=target))
+    write_manifest(root, replace(manifest, artifacts=(*manifest.artifacts, *added)))
+    return open_bundle(root)
+
+
+def planned(bundle: Bundle, device: str) -> Plan:
+    header = source_header(photo(640, 480), 1 << 20)
+    return plan(bundle, AskOptions(), images=(header,), budget_bytes=1 << 40, device=device)
+
+
+def weights(found: Plan) -> dict[str, int]:
+    return {item.name: item.bytes for item in found.items if item.name in ("vision.weights", "llm.weights")}
+
+
+def test_files_for_other_targets_cost_nothing(both: Bundle) -> None:
+    assert planned(both, "cpu") == planned(open_bundle(NANO), "cpu")
+
+
+def test_a_run_counts_what_plan_counts(both: Bundle) -> None:
+    for target in ("cpu", "cuda"):
+        stored = find_model(str(both.root), target=target).subject.stored
+        assert weights(planned(both, target)) == {name: stored[name] for name in ("vision.weights", "llm.weights")}
+
+
+def test_tensorrt_has_its_own_tower_and_the_decoder_of_cuda(both: Bundle) -> None:
+    assert weights(planned(both, "tensorrt")) == {"vision.weights": 130_000, "llm.weights": 110_000}
+
+
+def test_before_a_run_the_device_that_it_will_take_is_planned(both: Bundle) -> None:
+    """There is no CUDA for these tests, so `auto` is the CPU."""
+    fitted = preflight(both, [photo(640, 480)], AskOptions(), "1GiB")
+    assert fitted.plan.items == planned(both, "cpu").items
+    fitted = preflight(both, [photo(640, 480)], AskOptions(), "1GiB", device="cuda")
+    assert fitted.plan.items == planned(both, "cuda").items
