@@ -170,7 +170,8 @@ def reference_logits(
 ) -> Floats:
     """Logits fp32 [N, L - PROMPT_TOKENS + 1, V] of transformers' own layers with the rounded weights multiplied out.
 
-    embeds: [N, L, D].  on_layer: is given a sample of the last sequence's prompt behind each layer.  Memory: one layer in fp32 and the sequences' states.
+    embeds: [N, L, D].  on_layer: is given a sample of the last sequence's prompt behind each layer.
+    Memory: one layer in fp32 and the sequences' states.
     """
     weights = PackedLayers(job)
     states = [torch.from_numpy(rows) for rows in embeds]

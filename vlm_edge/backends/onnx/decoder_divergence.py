@@ -19,7 +19,9 @@ BEHIND = "the final norm or the head"
 _NORM = re.compile(r"/model/layers\.(\d+)/(?:input_layernorm|final_norm_layernorm)/")
 _SUM = 3
 """Which output of a SkipSimplifiedLayerNormalization is the sum of its two inputs: the hidden state that it norms."""
-_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NUMPY_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
+}  # fmt: skip
 
 
 def first_divergence(graph: Path, text: TextSpec, references: DecoderReferences, *, limit: float) -> Divergence | None:
@@ -96,5 +98,7 @@ def _inputs(session: Any, text: TextSpec, references: DecoderReferences) -> dict
         elif value.name == "position_ids" and references.positions is not None:
             arrays[value.name] = np.ascontiguousarray(references.positions[sequence, :, None, :prompt])
         elif value.name.startswith("past_key_values."):
-            arrays[value.name] = np.zeros((1, text.kv_heads, 0, text.head_dim), _NUMPY_TYPES[value.type])
+            # A packed cache names its width, half of head_dim; others leave it open.
+            width = value.shape[3] if isinstance(value.shape[3], int) else text.head_dim
+            arrays[value.name] = np.zeros((1, text.kv_heads, 0, width), _NUMPY_TYPES[value.type])
     return arrays
