@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +96,7 @@ def quantize(
             options,
             on_progress=lambda found: on_layer(found.layer, found.layers, _line(found)),
             on_note=render.note,
+            command="vlm-edge " + shlex.join(sys.argv[1:]),
         )
     if as_json:
         render.emit_json(_to_json(done))

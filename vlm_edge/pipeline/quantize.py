@@ -16,7 +16,7 @@ from vlm_edge.core.bundle_writer import Staged, locked, present, publish
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.pipeline import hub
+from vlm_edge.pipeline import html_page, hub, quantize_page
 from vlm_edge.pipeline.export import copied, manifest_of, vision_hash
 from vlm_edge.pipeline.export_llm import TEXT_SOURCE, VISION_SOURCE, same_model
 from vlm_edge.pipeline.source import Source, describe, source_hashes
@@ -30,7 +30,7 @@ KV_CACHES = ("auto", "int8", "int4")
 BITS = (4, 3, 2)
 GROUP_SIZES = (128, 64, 32)
 SAMPLES, SEQLEN = 32, 1024
-REPORT = "reports/quantize.json"
+REPORT, PAGE = "reports/quantize.json", "reports/quantize.html"
 AWQ = "llm/awq"
 WORK = "llm/.quantize"
 _NEEDED = ("torch", "transformers", "safetensors")
@@ -88,10 +88,11 @@ OnNote = Callable[[str], None]
 
 def quantize_model(
     model: Path, out: Path, options: QuantizeOptions | None = None, *, on_progress: OnProgress = lambda _: None,
-    on_note: OnNote = lambda _: None, sequences: Any = None,
+    on_note: OnNote = lambda _: None, sequences: Any = None, command: str = "",
 ) -> Quantized:  # fmt: skip
     """Quantize MODEL's decoder and enter it into the bundle OUT; a plain language model is written to OUT without a manifest.
 
+    command: what was typed, for the report.
     A run that was stopped goes on behind its last finished layer when model, options and data are the same.
     sequences: CalibrationSequences in place of options.calib, for benchmarks; such a run always starts anew.
     Raises BadInput, MissingDependency, DamagedBundle; CheckFailed when AWQ is further from the fp32 model than plain rounding on
@@ -111,7 +112,9 @@ def quantize_model(
     with locked(out) as stage:
         run = Run(checkpoint, described, out, options, on_progress, on_note, sequences)
         source = _weighed(described, out, on_note) if described else {}
-        return _publish(run.finish(stage), described, source, out, stage)
+        finished = run.finish(stage)
+        finished = replace(finished, report={**finished.report, "command": command})
+        return _publish(finished, described, source, out, stage)
 
 
 def _weighed(described: Source, out: Path, on_note: OnNote) -> dict[str, str]:
@@ -216,7 +219,8 @@ def _publish(
 ) -> Quantized:
     with atomic_write(stage / REPORT) as stream:
         stream.write(json.dumps(finished.report, indent=1).encode() + b"\n")
-    files = [*finished.files, Staged(REPORT, "report.quantize")]
+    html_page.write(quantize_page.page(finished.report), stage / PAGE)
+    files = [*finished.files, Staged(REPORT, "report.quantize"), Staged(PAGE, "report.quantize.html")]
     if described is None:
         artifacts = tuple(reference(stage, file.path, role=file.role, dtype=file.dtype) for file in files)
         for file in files:
