@@ -199,7 +199,9 @@ class Run:
         self, work: Workspace, made: MemoryPlan, found: Divergence | None, resident: bool, seconds: float
     ) -> dict[str, Any]:
         options = {
-            key: value for key, value in asdict(self.options).items() if key not in ("calib", "max_memory_bytes")
+            key: value
+            for key, value in asdict(self.options).items()
+            if key not in ("calib", "max_memory_bytes", "bars")
         }
         gates: dict[str, Any] = {"bit_exact": True}
         if found is not None:
