@@ -168,7 +168,7 @@ class Run:
         if self.given is not None:
             data = time.time_ns()
         elif options.method == "awq":
-            data = [digest(self.samples), self.seqlen]
+            data = [digest(self.samples), self.seqlen, awq_checkpoint.companion_hashes(self.checkpoint)]
         content = [source_hashes(self.checkpoint), stamps, asked, data, versions()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
