@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import quantizable
-from tests.quant import tiny_decoders
+from tests.quant import text_models
 from tests.quantizable import OPTIONS
 from tests.tiny_decoders import builder_in_process
 from vlm_edge.core.bundle import open_bundle, verify_hashes
@@ -23,7 +23,7 @@ from vlm_edge.pipeline.export import ExportOptions, export_model
 from vlm_edge.pipeline.quantize import WORK, quantize_model
 from vlm_edge.quant.reading import dequantized
 
-IDS = tiny_decoders.tokens(3, 24, seed=5)
+IDS = text_models.tokens(3, 24, seed=5)
 
 
 def weights_of(out: Path) -> dict[str, torch.Tensor]:
