@@ -172,10 +172,11 @@ def main() -> int:
     torch.set_num_threads(1)
     quantize_run.gate = lambda *_given: None  # the table shows what the product would refuse
     bench = Bench(arguments.work, arguments.questions)
-    rows = []
+    rows, missing = [], []
     for setting in settings(arguments.factors):
         path = bench.rows / f"{setting.key}.json"
         if arguments.as_is and not path.is_file():
+            missing.append(setting.key)
             continue
         if not path.is_file():
             row = bench.measure(setting)
@@ -192,6 +193,7 @@ def main() -> int:
             ),
             "cpu": cpu_name(),
             "versions": versions(),
+            "missing": missing,
         }
         write_table(rows, bench.held_out, about, arguments.report)
     return 0

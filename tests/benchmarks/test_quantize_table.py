@@ -12,7 +12,13 @@ from benchmarks.nano_sequences import Asked
 from benchmarks.quantize_table import write_table
 
 COUNT = 400
-ABOUT = {"date": "2026-01-01", "command": "python -m x", "cpu": "a CPU", "versions": {"vlm-edge": "0"}}
+ABOUT: dict[str, Any] = {
+    "date": "2026-01-01",
+    "command": "python -m x",
+    "cpu": "a CPU",
+    "versions": {"vlm-edge": "0"},
+    "missing": [],
+}
 
 
 def row(factor: int, method: str, kl: float, right: int, calibration: str = "", bits: int = 4) -> dict[str, Any]:
@@ -51,13 +57,19 @@ def test_two_thirds_of_kl_and_of_answers(kl: float, right: int, verdict: str, tm
 
 def test_where_rtn_does_no_harm_there_is_nothing_to_win_back(tmp_path: Path) -> None:
     text = written([*CALM, row(8, "rtn", 0.019, 357), row(8, "awq", 0.03, 350, "images")], tmp_path)
-    assert "RTN hurts nowhere" in text
+    assert "RTN hurts nowhere that was measured" in text
 
 
 def test_a_kl_that_doubles_counts_without_lost_answers(tmp_path: Path) -> None:
     text = written([*CALM, row(8, "rtn", 0.03, 360), row(8, "awq", 0.005, 360, "images")], tmp_path)
     assert "too few lost to say" in text
     assert "It is met in 1 of 1 at 4 bits." in text
+
+
+def test_what_was_not_measured_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Not measured" not in written([*CALM], tmp_path)
+    monkeypatch.setitem(ABOUT, "missing", ["x8-2-128-rtn-none"])
+    assert "Not measured (factor, bits, group, method, calibration): x8-2-128-rtn-none." in written([*CALM], tmp_path)
 
 
 def test_every_measurement_has_its_rows(tmp_path: Path) -> None:
