@@ -50,8 +50,8 @@ def write_table(rows: Sequence[Row], held_out: Sequence[Asked], about: Mapping[s
         f"{len(held_out):,} held-out questions about {len(set(found.pages))} pages that neither training nor calibration saw, each "
         "shown with its global view and the tiles of three lines. Exact: the share of questions whose whole answer greedy "
         "decoding gives; of `where` it asks for every digit of a box, which the model seldom finds (its own measure is overlap). "
-        "KL (to the same model in fp32) and NLL: nats a token, over the true answer's tokens. Intervals: 95%, 4,000 bootstrap draws "
-        "of whole pages; differences are paired by question.\n",
+        "KL (to the same model in fp32) and NLL: nats a token, over the true answer's tokens. Intervals: 95%, 4,000 bootstrap "
+        "draws of whole pages; differences are paired by question.\n",
         "A twin xK has 3% of the channels in front of every group of linear layers multiplied by K and the weights that read them "
         "divided by K: it computes what the model computes (its KL in the fp32 rows is to the model itself) and is hard to round. "
         "Its figures are of a stress test, not of a trained model. Embedding and lm_head stay fp16. AWQ was calibrated on 24 "
