@@ -26,7 +26,7 @@ def row(factor: int, method: str, kl: float, right: int, calibration: str = "", 
     group = 0 if method == "fp32" else 128
     return {
         "factor": factor, "bits": 32 if method == "fp32" else bits, "group_size": group, "method": method,
-        "calibration": calibration, "seconds": 0.0, "kl": [kl] * COUNT, "nll": [kl] * COUNT,
+        "calibration": calibration, "calibration_tokens": 6000, "seconds": 0.0, "kl": [kl] * COUNT, "nll": [kl] * COUNT,
         "exact": [1] * right + [0] * (COUNT - right),
     }  # fmt: skip
 
