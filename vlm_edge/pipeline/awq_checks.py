@@ -17,6 +17,7 @@ from vlm_edge.pipeline.checks import Check, not_checked
 
 ROLE = "llm.awq"
 NAME = "llm/awq"
+_AGAIN = "quantize the model again"
 _PER_WORD = 8
 """4-bit codes in an int32."""
 _DTYPES = {"qweight": "I32", "qzeros": "I32", "scales": "F16"}
@@ -60,10 +61,10 @@ def awq_checks(bundle: Bundle) -> Iterator[Check]:
 def _group_size(checkpoint: Checkpoint) -> int:
     told = checkpoint.config.get("quantization_config")
     if not isinstance(told, dict) or any(told.get(key) != value for key, value in _FORMAT.items()):
-        raise BadInput(f"{checkpoint.root}: config.json does not say that it is AutoAWQ's 4-bit format", remedy="")
+        raise BadInput(f"{checkpoint.root}: config.json does not say that it is AutoAWQ's 4-bit format", remedy=_AGAIN)
     size = told.get("group_size")
     if type(size) is not int or size < 1:
-        raise BadInput(f"{checkpoint.root}: config.json has the group size {size!r}", remedy="")
+        raise BadInput(f"{checkpoint.root}: config.json has the group size {size!r}", remedy=_AGAIN)
     return size
 
 
