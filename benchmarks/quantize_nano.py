@@ -1,10 +1,13 @@
-"""RTN and AWQ on the nano model and its stress twins: KL to fp32, NLL and exact match on answer tokens of held-out questions.
+"""Is AWQ worth it? fp32, RTN and AWQ on the nano model and its stress twins, on held-out questions.
 
-    python -m benchmarks.quantize_nano RESULTS.json [--questions 400] [--samples 32] [--factors 1 8 32]
+    python -m benchmarks.quantize_nano WORK [--questions 2200] [--factors 1 32 8]
+        [--report benchmarks/results/quantize_quality.md] [--as-is]
 
-Groups of 128, 64 and 32 at 4 bits; 3 and 2 bits at 128 as positive controls. Intervals are of the mean over questions (1.96
-standard errors), paired between AWQ and RTN. A twin (benchmarks/stress_twins.py) has outlier channels and computes what the nano
-model computes: its figures are of a stress test.
+Groups of 128, 64 and 32 at 4 bits; 3 and 2 bits as positive controls; AWQ calibrated on questions about pages, and at groups of
+128 on as many tokens of questions without their pages too. KL to fp32 and NLL on answer tokens, exact match by task. A twin
+(benchmarks/stress_twins.py) has outlier channels and computes what the nano model computes: its figures are of a stress test.
+
+Every measurement is kept in WORK as it comes, and a run that was stopped goes on with the next one.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -23,6 +26,8 @@ from typing import Any
 import torch
 
 from benchmarks.nano_sequences import CALIBRATION_SEED, CHECKPOINT, HELD_OUT_SEED, Asked, questions
+from benchmarks.packed_questions import Answers, answers, divergences, kept, load_answers, save_answers
+from benchmarks.quantize_table import write_table
 from benchmarks.stress_twins import make_twin
 from recipes.nano.evaluate import cpu_name
 from vlm_edge.core.bundle import atomic_write
@@ -32,36 +37,43 @@ from vlm_edge.pipeline import quantize_run
 from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model, versions
 from vlm_edge.quant.reading import dequantized
 
-SETTINGS = ((4, 128), (4, 64), (4, 32), (3, 128), (2, 128))
+SETTINGS = ((4, 128), (2, 128), (3, 128), (4, 32), (4, 64))
 """(bits, group size)"""
+CHANNELS = 0.03
+IMAGES, TEXT, NONE = "images", "text", ""
+METHODS = (("rtn", NONE), ("awq", IMAGES), ("awq", TEXT))
+"""(method, what it is calibrated on)"""
+TEXT_GROUP = 128
+"""The group size at which calibration without pages is measured."""
+SAMPLES, TEXT_SAMPLES = 32, 720
+"""About as many tokens: a page's views are 260 of them, a question and its answer 12."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """Means over questions; kl_low, kl_high: interval of KL; gain: of RTN's KL minus this one's, with its interval."""
+class Setting:
+    """One measurement.  factor: of the twin, 1 for the model itself; bits 32: not rounded."""
 
-    model: str
+    factor: int
     bits: int
     group_size: int
     method: str
-    kl: float
-    kl_low: float
-    kl_high: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    nll: float
-    exact: float
-    seconds: float
+    calibration: str
+
+    @property
+    def key(self) -> str:
+        """A file's name."""
+        return f"x{self.factor}-{self.bits}-{self.group_size}-{self.method}-{self.calibration or 'none'}"
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Of each question: log-probabilities of all its answer tokens [n, V], and whether the true token is the likeliest at each."""
-
-    log_probabilities: list[torch.Tensor]
-    exact: torch.Tensor
-    nll: torch.Tensor
+def settings(factors: Sequence[int]) -> Iterator[Setting]:
+    """Everything, what matters most first."""
+    for factor in factors:
+        yield Setting(factor, 32, 0, "fp32", NONE)
+    for bits, group in SETTINGS:
+        for factor in factors:
+            for method, calibration in METHODS:
+                if calibration != TEXT or group == TEXT_GROUP:
+                    yield Setting(factor, bits, group, method, calibration)
 
 
 def decoder(checkpoint: Path) -> Any:
@@ -82,91 +94,108 @@ def rounded_decoder(model: Any, folder: Path) -> Any:
     return other
 
 
-def answers(model: Any, held_out: Sequence[Asked]) -> Answers:
-    """Teacher-forced: greedy decoding gives the true answer exactly when every true token is the likeliest."""
-    found, exact, nll = [], [], []
-    with torch.no_grad():
-        for asked in held_out:
-            count = len(asked.answer)
-            states = model.model.language_model(inputs_embeds=asked.hidden[None], use_cache=False).last_hidden_state
-            rows = model.lm_head(states[0, -count:]).log_softmax(-1)
-            wanted = torch.tensor(asked.answer)
-            found.append(rows)
-            exact.append(bool((rows.argmax(-1) == wanted).all()))
-            nll.append(float(-rows[torch.arange(count), wanted].mean()))
-    return Answers(found, torch.tensor(exact), torch.tensor(nll, dtype=torch.float64))
+class Bench:
+    """The folder of a run, and what is needed for one measurement after the other."""
 
+    def __init__(self, work: Path, count: int) -> None:
+        self.work, self.rows = work, work / f"rows-{count}"
+        self.held_out = kept(work / f"held-out-{count}", lambda: questions(count, HELD_OUT_SEED))
+        self._references: dict[int, tuple[Any, Answers]] = {}
+        self._calibration: dict[str, list[Asked]] = {}
 
-def divergences(reference: Answers, other: Answers) -> torch.Tensor:
-    """Mean KL(reference || other) over each question's answer tokens, in nats."""
-    pairs = zip(reference.log_probabilities, other.log_probabilities, strict=True)
-    return torch.tensor([float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs], dtype=torch.float64)
+    def checkpoint(self, factor: int) -> Path:
+        """The model's, or its twin's."""
+        if factor == 1:
+            return CHECKPOINT
+        folder = self.work / f"twin-x{factor}"
+        if not (folder / "config.json").is_file():
+            with tempfile.TemporaryDirectory(dir=self.work) as temporary:
+                make_twin(CHECKPOINT, Path(temporary) / "twin", factor=factor, channels=CHANNELS)
+                (Path(temporary) / "twin").rename(folder)
+        return folder
 
+    def reference(self, factor: int) -> tuple[Any, Answers]:
+        """The model in fp32, and its answers."""
+        if factor not in self._references:
+            model, path = decoder(self.checkpoint(factor)), self.rows / f"fp32-x{factor}.safetensors"
+            if not path.is_file():
+                save_answers(answers(model, self.held_out), path)
+            self._references[factor] = model, load_answers(path)
+        return self._references[factor]
 
-def interval(values: torch.Tensor) -> tuple[float, float, float]:
-    """(mean, low, high)"""
-    mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+    def calibration(self, kind: str) -> list[Asked]:
+        """Questions with their pages or without."""
+        if kind not in self._calibration:
+            self._calibration[kind] = kept(
+                self.work / f"calibration-{kind}",
+                (lambda: questions(SAMPLES, CALIBRATION_SEED, for_each_page=4))
+                if kind == IMAGES
+                else (lambda: questions(TEXT_SAMPLES, CALIBRATION_SEED, for_each_page=100, images=False)),
+            )
+        return self._calibration[kind]
 
-
-def measure(name: str, checkpoint: Path, calibration: Sequence[Asked], held_out: Sequence[Asked]) -> list[Row]:
-    """Every setting on one checkpoint, printed as it is done."""
-    model = decoder(checkpoint)
-    reference = answers(model, held_out)
-    print(f"| {name} | fp32 | | 0 | | {reference.nll.mean():.4f} | {reference.exact.float().mean():.4f} |", flush=True)
-    given = [asked.sequence() for asked in calibration]
-    rows = []
-    for bits, group in SETTINGS:
-        plain: torch.Tensor | None = None
-        for method in ("rtn", "awq"):
-            options = QuantizeOptions(bits=bits, group_size=group, method=method, device="cpu")
+    def measure(self, setting: Setting) -> dict[str, Any]:
+        """Figures of every question."""
+        model, reference = self.reference(setting.factor)
+        seconds, tokens = 0.0, 0
+        if setting.method == "fp32":
+            found, against = reference, self.reference(1)[1]  # a twin computes what the model computes
+        else:
+            against = reference
+            given = [one.sequence() for one in self.calibration(setting.calibration)] if setting.calibration else None
+            tokens = sum(one.placement.length for one in given or ())
+            options = QuantizeOptions(
+                bits=setting.bits, group_size=setting.group_size, method=setting.method, device="cpu"
+            )
             with tempfile.TemporaryDirectory() as folder:
-                done = quantize_model(checkpoint, Path(folder), options, sequences=given if method == "awq" else None)
-                found = answers(rounded_decoder(model, Path(folder) / "llm/awq"), held_out)
-            kl = divergences(reference, found)
-            plain = kl if plain is None else plain
-            nll, exact = float(found.nll.mean()), float(found.exact.float().mean())
-            row = Row(
-                name, bits, group, method, *interval(kl), *interval(plain - kl), nll, exact, done.report["seconds"]
-            )
-            rows.append(row)
-            print(
-                f"| {name} | {method} {bits} bits | {group} | {row.kl:.5f} ({row.kl_low:.5f} to {row.kl_high:.5f}) | "
-                f"{row.gain:.5f} ({row.gain_low:.5f} to {row.gain_high:.5f}) | {nll:.4f} | {exact:.4f} |",
-                flush=True,
-            )
-    return rows
+                done = quantize_model(self.checkpoint(setting.factor), Path(folder), options, sequences=given)
+                seconds = done.report["seconds"]
+                found = answers(rounded_decoder(model, Path(folder) / "llm/awq"), self.held_out)
+        return {
+            **asdict(setting),
+            "seconds": seconds,
+            "calibration_tokens": tokens,
+            "kl": divergences(against, found).tolist(),
+            "nll": found.nll.tolist(),
+            "exact": found.exact.int().tolist(),
+        }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--questions", type=int, default=400)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--factors", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--questions", type=int, default=2200)
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 32, 8])
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--as-is", action="store_true", help="measure nothing more: report what WORK holds")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     quantize_run.gate = lambda *_given: None  # the table shows what the product would refuse
-    calibration = list(questions(arguments.samples, CALIBRATION_SEED, for_each_page=4))
-    held_out = list(questions(arguments.questions, HELD_OUT_SEED))
-    print(
-        "| model | weights | group | KL to fp32, nats | gain over RTN | NLL | exact |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
-    rows: list[Row] = []
-    for factor in arguments.factors:
-        with tempfile.TemporaryDirectory() as folder:
-            if factor > 1:
-                make_twin(CHECKPOINT, Path(folder) / "twin", factor=factor, channels=0.03)
-            source = Path(folder) / "twin" if factor > 1 else CHECKPOINT
-            rows += measure(f"twin x{factor}" if factor > 1 else "nano", source, calibration, held_out)
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks.quantize_nano", *sys.argv[1:]]),
-        "cpu": cpu_name(),
-        "versions": versions(),
-        "rows": [asdict(row) for row in rows],
-    }
-    with atomic_write(arguments.results) as stream:
-        stream.write(json.dumps(report, indent=1).encode() + b"\n")
+    bench = Bench(arguments.work, arguments.questions)
+    rows, missing = [], []
+    for setting in settings(arguments.factors):
+        path = bench.rows / f"{setting.key}.json"
+        if arguments.as_is and not path.is_file():
+            missing.append(setting.key)
+            continue
+        if not path.is_file():
+            row = bench.measure(setting)
+            with atomic_write(path) as stream:
+                stream.write(json.dumps(row).encode() + b"\n")
+        rows.append(json.loads(path.read_text("utf-8")))
+        kl, exact = (sum(rows[-1][name]) / len(rows[-1][name]) for name in ("kl", "exact"))
+        print(f"{setting.key}: KL {kl:.5f} nats, exact {exact:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)
+    if arguments.report:
+        about = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "command": " ".join(["python -m benchmarks.quantize_nano", *sys.argv[1:]]).replace(
+                str(arguments.work), "WORK"
+            ),
+            "cpu": cpu_name(),
+            "versions": versions(),
+            "missing": missing,
+        }
+        write_table(rows, bench.held_out, about, arguments.report)
     return 0
 
 

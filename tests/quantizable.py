@@ -15,13 +15,13 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from tests import exportable, tiny_vlms
-from tests.quant import tiny_decoders
+from tests.quant import text_models
 from tests.runnable import SPECIAL
 from vlm_edge.core.bundle import hash_file
 from vlm_edge.pipeline.quantize import QuantizeOptions
 
 OPTIONS = QuantizeOptions(group_size=32, samples=10, seqlen=48, search_tokens=64, device="cpu")
-TEXT = {**tiny_decoders.SIZES, "num_key_value_heads": 2}
+TEXT = {**text_models.SIZES, "num_key_value_heads": 2}
 PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,?!:-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -43,9 +43,9 @@ def save_text(
     folder: Path, kind: str = "llama", *, outliers: bool = True, dtype: torch.dtype = torch.float16, **sizes: Any
 ) -> Any:
     """A plain language model; returns it as it was saved, in fp32."""
-    model = tiny_decoders.text_model(kind, **sizes)
+    model = text_models.text_model(kind, **sizes)
     if outliers:
-        model = tiny_decoders.with_outliers(model)
+        model = text_models.with_outliers(model)
     deepcopy(_as_stored(model, dtype)).to(dtype).save_pretrained(folder)
     save_tokenizer(folder)
     return model
@@ -62,7 +62,7 @@ def save_vlm(family: str, folder: Path, **named: Any) -> Any:
     """A family's model whose decoder can be cut into groups of 32."""
     original, tiny_vlms.TEXT = tiny_vlms.TEXT, TEXT
     try:
-        model = tiny_decoders.with_outliers(_built(family))
+        model = text_models.with_outliers(_built(family))
     finally:
         tiny_vlms.TEXT = original
     model = _as_stored(model, torch.float16)  # so that its embedding table loses nothing
@@ -88,7 +88,7 @@ def _built(family: str) -> Any:
         }[family]  # fmt: skip
         name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[family]
         config = getattr(transformers, f"{name}Config")(
-            vision_config={**sizes, **own}, text_config={**TEXT, **tiny_decoders.ROPE}, image_token_id=3
+            vision_config={**sizes, **own}, text_config={**TEXT, **text_models.ROPE}, image_token_id=3
         )
         return tiny_vlms.build(f"{name}ForConditionalGeneration", config)
     if family == "paligemma":

@@ -10,10 +10,10 @@ import transformers
 
 from benchmarks.stress_twins import make_twin
 from tests import quantizable
-from tests.quant import tiny_decoders
+from tests.quant import text_models
 from vlm_edge.quant.qparams import Scheme, rounded
 
-IDS = tiny_decoders.tokens(2, 24)
+IDS = text_models.tokens(2, 24)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

@@ -197,13 +197,13 @@ def test_a_disk_that_is_full(size: int, copy: Path, capsys: pytest.CaptureFixtur
     verify_hashes(open_bundle(copy / "out"), force=True)
 
 
-@pytest.mark.parametrize("command", ["export", "verify"])
+@pytest.mark.parametrize("command", ["export", "quantize", "verify"])
 def test_a_model_of_the_hub_that_is_not_here(
     command: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = "made-here/tiny-llava"
-    words = [model, tmp_path / "new"] if command == "export" else [made / "out", model]
+    words = [model, tmp_path / "new"] if command != "verify" else [made / "out", model]
     with speaking_to("http://127.0.0.1:9", tmp_path / "cache"):
         error, fix = refused(capsys, *words, "--offline", command=command)
     assert f"{model} is not in the local cache" in error

@@ -10,6 +10,7 @@ import pytest
 from tests import quantizable
 from vlm_edge.cli import render
 from vlm_edge.cli.main import execute
+from vlm_edge.pipeline.quantize_page import page
 
 COMMON = ["--group-size", "32", "--samples", "6", "--seqlen", "64"]
 
@@ -33,11 +34,14 @@ def test_json_is_one_object_and_progress_goes_to_stderr(
     assert {artifact["path"] for artifact in found["artifacts"]} >= {
         "llm/awq/model.safetensors",
         "reports/quantize.json",
+        "reports/quantize.html",
     }
     assert found["memory"]["peak_bytes"] > 0
     assert "layer 1/2: loss 0." in shown.err
     assert " left, " in shown.err
-    assert json.loads((tmp_path / "out/reports/quantize.json").read_text())["layers"] == found["layers"]
+    report = json.loads((tmp_path / "out/reports/quantize.json").read_text())
+    assert report["layers"] == found["layers"]
+    assert (tmp_path / "out/reports/quantize.html").read_text("utf-8") == page(report)
 
 
 def test_the_table_has_a_row_for_each_layer(

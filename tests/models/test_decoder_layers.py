@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import quantizable
-from tests.quant import tiny_decoders
+from tests.quant import text_models
 from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput
@@ -29,11 +29,11 @@ def through(decoder: StreamedDecoder, rows: torch.Tensor, placement: Placement) 
     return decoder.logits(hidden[0])
 
 
-@pytest.mark.parametrize("kind", tiny_decoders.CLASSES)
+@pytest.mark.parametrize("kind", text_models.CLASSES)
 def test_layer_by_layer_is_the_whole_model(kind: str, tmp_path: Path) -> None:
     model = quantizable.save_text(tmp_path, kind)
     decoder = StreamedDecoder(open_checkpoint(tmp_path))
-    ids = tiny_decoders.tokens(1, LENGTH)
+    ids = text_models.tokens(1, LENGTH)
     with torch.no_grad():
         expected = model(input_ids=ids).logits[0]
     assert torch.equal(through(decoder, decoder.embed(ids[0].tolist()), Placement(LENGTH)), expected)
@@ -94,7 +94,7 @@ def test_pieces_are_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
-    model = tiny_decoders.text_model("llama")
+    model = text_models.text_model("llama")
     model.config.quantization_config = {"quant_method": "awq"}
     model.save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="already quantized"):

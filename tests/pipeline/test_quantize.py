@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import quantizable
-from tests.quant import tiny_decoders
+from tests.quant import text_models
 from tests.quantizable import OPTIONS
 from tests.tiny_decoders import builder_in_process
 from vlm_edge.core.bundle import open_bundle, verify_hashes
@@ -23,7 +23,7 @@ from vlm_edge.pipeline.export import ExportOptions, export_model
 from vlm_edge.pipeline.quantize import WORK, quantize_model
 from vlm_edge.quant.reading import dequantized
 
-IDS = tiny_decoders.tokens(3, 24, seed=5)
+IDS = text_models.tokens(3, 24, seed=5)
 
 
 def weights_of(out: Path) -> dict[str, torch.Tensor]:
@@ -85,6 +85,7 @@ def test_every_family_s_decoder_enters_a_bundle(family: str, data: Path, tmp_pat
     bundle = open_bundle(tmp_path / "out")
     verify_hashes(bundle, force=True)
     assert bundle.path("llm.embedding") == tmp_path / "out/llm/embed.safetensors"
+    assert bundle.path("report.quantize.html") == tmp_path / "out/reports/quantize.html"
     assert done.report["calibration"]["with_image"] == 5
     assert done.report["calibration"]["used"] == 10
     stored = load_file(tmp_path / "out/llm/awq/model.safetensors")
@@ -121,7 +122,7 @@ def test_a_bundle_holds_both_decoders_and_one_table(tmp_path: Path, monkeypatch:
     assert again is not None
     verify_hashes(again, force=True)
     changed = {artifact.path for artifact in {*both.bundle.manifest.artifacts} - {*again.manifest.artifacts}}
-    assert changed == {"reports/quantize.json"}  # it has times in it
+    assert changed == {"reports/quantize.json", "reports/quantize.html"}  # they have times in them
     assert again.manifest.parity == both.bundle.manifest.parity
 
 

@@ -173,12 +173,6 @@ def test_a_decoder_is_not_put_beside_another_fine_tune_s_tower(tmp_path: Path) -
     assert done.path("llm.awq").is_file()
 
 
-def test_models_of_the_hub_are_not_fetched(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="there is no folder some/model") as refused:
-        quantize_model(Path("some/model"), tmp_path / "out", OPTIONS)
-    assert refused.value.remedy.startswith("hf download some/model")
-
-
 def test_awq_that_is_worse_than_plain_rounding_fails_and_publishes_nothing(
     llama: tuple[Path, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import quantizable
 from tests.quantizable import OPTIONS, hashes
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import quantize_run
@@ -125,3 +127,37 @@ def test_work_of_other_options_is_not_continued(llama: tuple[Path, Any], data: P
     assert done.report["resumed_layers"] == 0
     quantize_model(llama[0], tmp_path / "other", options)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "other")
+
+
+def new_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for part in messages[0].content %}{% if part.type == 'image' %}<image>{% else %}"
+        "Q: {{ part.text }} A:{% endif %}{% endfor %}"
+    )
+
+
+def new_tokens(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"a":', '"\u00e4":'))
+
+
+@pytest.mark.parametrize("change", [new_template, new_tokens])
+def test_work_on_other_prompts_is_not_continued(change: Callable[[Path], None], data: Path, tmp_path: Path) -> None:
+    """The weights stay; what the calibration data becomes does not."""
+    model, out, options = tmp_path / "model", tmp_path / "out", replace(OPTIONS, calib=data, seqlen=128)
+    quantizable.save_vlm("llava", model)
+
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for folder in (out, tmp_path / "same"):
+        with pytest.raises(KeyboardInterrupt):
+            quantize_model(model, folder, options, on_progress=stop)
+    same = quantize_model(model, tmp_path / "same", options)
+    assert same.report["resumed_layers"] == 1
+    change(model)
+    done = quantize_model(model, out, options)
+    assert done.report["resumed_layers"] == 0
+    quantize_model(model, tmp_path / "new", options)
+    assert hashes(out) == hashes(tmp_path / "new")
+    assert hashes(out) != hashes(tmp_path / "same")

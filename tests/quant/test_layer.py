@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.quant import tiny_decoders as tiny
+from tests.quant import text_models
 from vlm_edge.quant.layer import Observer, quantize_awq, quantize_plain, run_plain
 from vlm_edge.quant.mapping import ARCHITECTURES, architecture_of, linear_layers, resolve
 from vlm_edge.quant.qparams import Scheme
@@ -19,13 +19,13 @@ COUNT, LENGTH = 6, 20
 def observed(model: Any, search_tokens: int = 60) -> tuple[Any, Any, Any, list[Any]]:
     """(layer, pairs, observer, [(hidden, named) of each sequence])"""
     calls = []
-    for row in tiny.tokens(COUNT, LENGTH):
-        layer, hidden, named = tiny.first_layer(model, row[None])
+    for row in text_models.tokens(COUNT, LENGTH):
+        layer, hidden, named = text_models.first_layer(model, row[None])
         calls.append((hidden, named))
     pairs = resolve(architecture_of(model.config.model_type), layer, model.config)
     observer = Observer(layer, pairs, SCHEME, [LENGTH] * COUNT, search_tokens)
     for observer.sequence, (hidden, named) in enumerate(calls):
-        tiny.output(layer, hidden, named)
+        text_models.output(layer, hidden, named)
     observer.close()
     return layer, pairs, observer, calls
 
@@ -34,13 +34,13 @@ def inputs_of(layer: Any, name: str, calls: list[Any]) -> torch.Tensor:
     rows: list[torch.Tensor] = []
     handle = layer.get_submodule(name).register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0][0]))
     for hidden, named in calls:
-        tiny.output(layer, hidden, named)
+        text_models.output(layer, hidden, named)
     handle.remove()
     return torch.cat(rows)
 
 
 def test_statistics_are_those_of_what_each_linear_layer_reads() -> None:
-    model = tiny.text_model("llama")
+    model = text_models.text_model("llama")
     layer, pairs, observer, calls = observed(model)
     for pair in pairs:
         rows = inputs_of(layer, pair.linears[0], calls)
@@ -54,21 +54,21 @@ def test_statistics_are_those_of_what_each_linear_layer_reads() -> None:
 
 
 def test_attention_is_judged_on_whole_sequences_at_even_distances() -> None:
-    _, _, observer, _ = observed(tiny.text_model("llama"))
+    _, _, observer, _ = observed(text_models.text_model("llama"))
     calls = observer.seen["self_attn.q_proj"].calls
     assert [states.shape[1] for states, _ in calls] == [LENGTH] * 4
     assert observer.whole == {0, 2, 3, 5}
     assert all("position_embeddings" in named for _, named in calls)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind in tiny.CLASSES])
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind in text_models.CLASSES])
 def test_scales_and_clips_beat_plain_rounding_where_channels_stand_out(kind: str) -> None:
-    model = tiny.with_outliers(tiny.text_model(kind))
+    model = text_models.with_outliers(text_models.text_model(kind))
     layer, pairs, observer, calls = observed(model)
-    before = [tiny.output(layer, hidden, named) for hidden, named in calls]
+    before = [text_models.output(layer, hidden, named) for hidden, named in calls]
 
     def error() -> float:
-        after = (tiny.output(layer, hidden, named) for hidden, named in calls)
+        after = (text_models.output(layer, hidden, named) for hidden, named in calls)
         return sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True))
 
     plain: list[float] = []
@@ -86,7 +86,7 @@ def test_scales_and_clips_beat_plain_rounding_where_channels_stand_out(kind: str
 
 
 def test_plain_rounding_is_each_weight_s_own() -> None:
-    layer, _, _ = tiny.first_layer(tiny.text_model("qwen2"), tiny.tokens(1, 8))
+    layer, _, _ = text_models.first_layer(text_models.text_model("qwen2"), text_models.tokens(1, 8))
     found = quantize_plain(layer, SCHEME)
     assert set(found) == set(linear_layers(layer))
     weight, code = linear_layers(layer)["mlp.up_proj"].weight, found["mlp.up_proj"]
@@ -94,7 +94,7 @@ def test_plain_rounding_is_each_weight_s_own() -> None:
 
 
 def test_a_check_that_raises_stops_the_search() -> None:
-    layer, pairs, observer, _ = observed(tiny.text_model("llama"))
+    layer, pairs, observer, _ = observed(text_models.text_model("llama"))
 
     def stop() -> None:
         raise KeyboardInterrupt

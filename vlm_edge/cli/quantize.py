@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson
+from vlm_edge.cli.options import AsJson, Offline, Revision
 from vlm_edge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def _methods() -> list[str]:
 
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Checkpoint folder: config.json, tokenizer.json, safetensors.")
+    str, typer.Argument(metavar="MODEL", help="Checkpoint folder (config.json, tokenizer.json, safetensors) or hub id.")
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
 Target = Annotated[
@@ -76,6 +78,8 @@ def quantize(
     method: Method = "awq",
     lm_head: LmHead = "fp16",
     kv_cache_dtype: KvCache = "auto",
+    revision: Revision = "",
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a checkpoint's language model to 4 bits with AWQ, one decoder layer at a time.
@@ -93,7 +97,7 @@ def quantize(
     options = QuantizeOptions(
         target=target, bits=bits, group_size=group_size, symmetric=symmetric, calib=calib, samples=samples,
         seqlen=seqlen, max_memory_bytes=parse_bytes(max_memory) if max_memory else None, method=method, lm_head=lm_head,
-        kv_cache_dtype=kv_cache_dtype,
+        kv_cache_dtype=kv_cache_dtype, revision=revision, offline=offline, bars=not render.VERBOSITY.quiet,
     )  # fmt: skip
     with render.layers("quantize") as on_layer:
         done = quantize_model(
@@ -102,6 +106,7 @@ def quantize(
             options,
             on_progress=lambda found: on_layer(found.layer, found.layers, _line(found)),
             on_note=render.note,
+            command="vlm-edge " + shlex.join(sys.argv[1:]),
         )
     if as_json:
         render.emit_json(_to_json(done))

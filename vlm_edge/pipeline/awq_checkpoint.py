@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlm_edge.core.bundle import atomic_write
+from vlm_edge.core.bundle import atomic_write, hash_file
 from vlm_edge.core.checkpoint import INDEX, SINGLE, Checkpoint
 from vlm_edge.core.shards import Piece, TensorRef, copy_of, read_header, write_pieces
 from vlm_edge.models.decoder_layers import StreamedDecoder, pieces
@@ -45,11 +45,19 @@ def write_checkpoint(
     files = [*_write_shards(folder, tensors, max_shard_bytes), folder / "config.json"]
     with atomic_write(folder / "config.json") as stream:
         stream.write(json.dumps(quantized_config(checkpoint.config, scheme, skipped), indent=2).encode() + b"\n")
-    for name in COMPANIONS:
-        if (checkpoint.root / name).is_file():
-            shutil.copyfile(checkpoint.root / name, folder / name)
-            files.append(folder / name)
+    for name in _companions(checkpoint):
+        shutil.copyfile(checkpoint.root / name, folder / name)
+        files.append(folder / name)
     return files
+
+
+def companion_hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of each companion: tokenizer, chat template and preprocessing decide what calibration data becomes."""
+    return {name: hash_file(checkpoint.root / name) for name in _companions(checkpoint)}
+
+
+def _companions(checkpoint: Checkpoint) -> list[str]:
+    return [name for name in COMPANIONS if (checkpoint.root / name).is_file()]
 
 
 def quantized_config(config: Mapping[str, Any], scheme: Scheme, skipped: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,6 +23,7 @@ SMALL_FILES = (
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _AGAIN = "run it again: what has arrived is kept"
 Step = Callable[[str], None]
+Accept = Callable[[Mapping[str, Any]], object]
 
 
 class Fetched(NamedTuple):
@@ -39,12 +40,19 @@ def is_id(name: str) -> bool:
 
 
 def fetch(
-    model: str, *, revision: str = "", offline: bool = False, on_step: Step | None = None, bars: bool = True
+    model: str,
+    *,
+    revision: str = "",
+    offline: bool = False,
+    on_step: Step | None = None,
+    bars: bool = True,
+    accept: Accept = discover.family_of,
 ) -> Fetched:
     """Load a model's configuration, and then its safetensors, into huggingface_hub's cache; both of one commit.
 
     revision: branch, tag or commit; empty for the newest.  offline: only what the cache has; HF_HUB_OFFLINE means the same.
-    bars: progress bars on stderr, where that is a terminal.
+    bars: progress bars on stderr, where that is a terminal.  accept: raises BadInput for a config.json of no use here, before
+    the weights come; by default for what is of no family.
     Raises BadInput for a model, revision or network that is not there, and for models that cannot be used; MissingDependency.
     """
     try:
@@ -59,7 +67,7 @@ def fetch(
     with _quiet(hub, bars=bars), _failures(model, revision, offline=offline):
         root = _load(hub, model, SMALL_FILES, revision or None, offline)
     commit = root.name
-    discover.family_of(read_config(root))
+    accept(read_config(root))
     weights = shard_names(root) if (root / INDEX).is_file() else [SINGLE]
     if foreign := [name for name in weights if not name.endswith(".safetensors")]:
         _refuse(model, foreign)

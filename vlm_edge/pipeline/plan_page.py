@@ -8,23 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.core.bundle import atomic_write
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.plan_colors import BUDGET, color_of
+from vlm_edge.pipeline import html_page
+from vlm_edge.pipeline.html_page import table
+from vlm_edge.pipeline.plan_colors import color_of
 from vlm_edge.units import format_bytes
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _BAR, _TOP = 920, 96, 96, 44, 28, 34
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1b1f24; max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.verdict { font-size: 1.1rem; } .yes { color: #1a7f37; } .no { color: #c1121f; }
-table { border-collapse: collapse; width: 100%; font-size: 13px; }
-th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid #e3e5e8; vertical-align: top; }
-td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.key { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
-code { background: #f3f4f6; padding: .15rem .3rem; border-radius: 3px; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; } .note { color: #57606a; font-size: 13px; }
-"""
 
 
 def check_output(path: Path, suffixes: Sequence[str]) -> None:
@@ -41,11 +31,7 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
 
 def write_page(plan: Mapping[str, Any], path: Path) -> None:
     """Write the page of a plan, given as `--json` prints it; raises BadInput where it cannot be written."""
-    try:
-        with atomic_write(path) as stream:
-            stream.write(page(plan).encode())
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be written: {cause}", remedy="check the folder and the disk") from cause
+    html_page.write(page(plan), path)
 
 
 def page(plan: Mapping[str, Any]) -> str:
@@ -64,16 +50,14 @@ def page(plan: Mapping[str, Any]) -> str:
         "<h2>Every part</h2>",
         _items(plan["items"], plan["phases"]),
         "<h2>Making it</h2>",
-        _table(
+        table(
             ("step", "peak", "in"),
             [(name, format_bytes(step["peak_bytes"]), step["peak_phase"]) for name, step in plan["steps"].items()],
         ),
         "".join(f'<p class="note">{escape(note)}.</p>' for note in plan["notes"]),
-        f"<h2>Made with</h2><p><code>{escape(plan['command'])}</code></p>",
+        html_page.made_with(plan["command"]),
     ]
-    body = "\n".join(part for part in parts if part)
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    return html_page.document(title, parts)
 
 
 def _bars(plan: Mapping[str, Any]) -> str:
@@ -100,12 +84,11 @@ def _bars(plan: Mapping[str, Any]) -> str:
     line = _LEFT + span * plan["budget_bytes"] / most
     anchor = "end" if line > _WIDTH / 2 else "start"
     shapes.append(
-        f'<line x1="{line:.1f}" y1="{_TOP - 10}" x2="{line:.1f}" y2="{height}" stroke="{BUDGET}" stroke-width="2" '
-        f'stroke-dasharray="6 4"/><text x="{line:.1f}" y="{_TOP - 16}" text-anchor="{anchor}" fill="{BUDGET}">'
+        f'<line class="no" x1="{line:.1f}" y1="{_TOP - 10}" x2="{line:.1f}" y2="{height}" stroke-width="2" '
+        f'stroke-dasharray="6 4"/><text class="no" x="{line:.1f}" y="{_TOP - 16}" text-anchor="{anchor}">'
         f"budget {format_bytes(plan['budget_bytes'])}</text>"
     )
-    drawing = "".join(shapes)
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" font-size="13" font-family="system-ui, sans-serif">{drawing}</svg>'
+    return html_page.drawing(_WIDTH, height, shapes, "memory by phase against the budget")
 
 
 def _alive(items: Sequence[Mapping[str, Any]], phase: str) -> list[Mapping[str, Any]]:
@@ -148,10 +131,4 @@ def _advice(advice: Sequence[Mapping[str, Any]]) -> str:
     if not advice:
         return ""
     rows = [(a["change"], format_bytes(a["peak_bytes"]), "yes" if a["fits"] else "no") for a in advice]
-    return "<h2>What would help</h2>" + _table(("change", "peak", "fits"), rows)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return "<h2>What would help</h2>" + table(("change", "peak", "fits"), rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,12 +15,13 @@ from vlm_edge import __version__
 from vlm_edge.core.bundle import ArtifactRef, Bundle, ParityResult, atomic_write, reference
 from vlm_edge.core.bundle_writer import Staged, locked, present, publish
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
+from vlm_edge.core.discover import family_of
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.pipeline import hub
+from vlm_edge.pipeline import html_page, quantize_page
 from vlm_edge.pipeline.export import copied, manifest_of, vision_hash
 from vlm_edge.pipeline.export_llm import TEXT_SOURCE, VISION_SOURCE, same_model
-from vlm_edge.pipeline.source import Source, describe, source_hashes
+from vlm_edge.pipeline.source import Source, located, of_checkpoint, source_hashes
 from vlm_edge.pipeline.tools import require_build_tools
 from vlm_edge.units import format_bytes
 
@@ -30,7 +32,7 @@ KV_CACHES = ("auto", "int8", "int4")
 BITS = (4, 3, 2)
 GROUP_SIZES = (128, 64, 32)
 SAMPLES, SEQLEN = 32, 1024
-REPORT = "reports/quantize.json"
+REPORT, PAGE = "reports/quantize.json", "reports/quantize.html"
 AWQ = "llm/awq"
 WORK = "llm/.quantize"
 _NEEDED = ("torch", "transformers", "safetensors")
@@ -43,7 +45,7 @@ class QuantizeOptions:
 
     calib: JSON Lines file or folder; None: the set that ships.  samples: how many of it, the held-out quarter among them.
     seqlen: longest sequence in tokens; None: SEQLEN, or the model's context if that is less.  max_memory_bytes: None: no limit.
-    search_tokens: on how many the scale search judges.
+    search_tokens: on how many the scale search judges.  revision, offline, bars: as hub.fetch has them.
     """
 
     target: str = "none"
@@ -59,6 +61,9 @@ class QuantizeOptions:
     kv_cache_dtype: str = "auto"
     search_tokens: int = 512
     device: str = "auto"
+    revision: str = ""
+    offline: bool = False
+    bars: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,12 @@ OnNote = Callable[[str], None]
 
 
 def quantize_model(
-    model: Path, out: Path, options: QuantizeOptions | None = None, *, on_progress: OnProgress = lambda _: None,
-    on_note: OnNote = lambda _: None, sequences: Any = None,
+    model: str | os.PathLike[str], out: Path, options: QuantizeOptions | None = None, *,
+    on_progress: OnProgress = lambda _: None, on_note: OnNote = lambda _: None, sequences: Any = None, command: str = "",
 ) -> Quantized:  # fmt: skip
     """Quantize MODEL's decoder and enter it into the bundle OUT; a plain language model is written to OUT without a manifest.
 
+    model: a checkpoint folder, or `organisation/name` on the hub.  command: what was typed, for the report.
     A run that was stopped goes on behind its last finished layer when model, options and data are the same.
     sequences: CalibrationSequences in place of options.calib, for benchmarks; such a run always starts anew.
     Raises BadInput, MissingDependency, DamagedBundle; CheckFailed when AWQ is further from the fp32 model than plain rounding on
@@ -101,10 +107,10 @@ def quantize_model(
     options = options or QuantizeOptions()
     _check_options(options)
     require_build_tools("quantize", _NEEDED)
-    checkpoint, described = _opened(model)
+    checkpoint, described, origin = _opened(model, options, on_note)
     if out.resolve() == checkpoint.root.resolve():
         raise BadInput(f"{out} is the checkpoint itself", remedy="name another folder")
-    name = checkpoint.root.resolve().name
+    name = origin.get("model", "").partition("/")[2] or checkpoint.root.resolve().name
     present(out, source_hashes(checkpoint), name)
     _refuse_another(out, checkpoint, name)
     from vlm_edge.pipeline.quantize_run import Run
@@ -112,7 +118,9 @@ def quantize_model(
     with locked(out) as stage:
         run = Run(checkpoint, described, out, options, on_progress, on_note, sequences)
         source = _weighed(described, out, on_note) if described else {}
-        return _publish(run.finish(stage), described, source, out, stage)
+        finished = run.finish(stage)
+        report = {**finished.report, "model": name, "origin": origin, "command": command}
+        return _publish(replace(finished, report=report), described, source, out, stage)
 
 
 def _weighed(described: Source, out: Path, on_note: OnNote) -> dict[str, str]:
@@ -124,21 +132,29 @@ def _weighed(described: Source, out: Path, on_note: OnNote) -> dict[str, str]:
     return same_model(out, source, described.name, VISION_SOURCE, partial(vision_hash, described))[1]
 
 
-def _opened(root: Path) -> tuple[Checkpoint, Source | None]:
-    """The checkpoint, and what it is as a vision-language model; None for a plain language model."""
-    if hub.is_id(str(root)):
-        raise BadInput(
-            f"there is no folder {root}, and quantize does not fetch models of the hub yet",
-            remedy=f"hf download {root} --local-dir {root.name}, then name that folder",
-        )
-    checkpoint = open_checkpoint(root)
+def _opened(
+    model: str | os.PathLike[str], options: QuantizeOptions, on_note: OnNote
+) -> tuple[Checkpoint, Source | None, dict[str, str]]:
+    """The checkpoint, what it is as a vision-language model (None for a plain language model), and its id and commit."""
     from vlm_edge.quant.mapping import ARCHITECTURES
 
-    if checkpoint.config.get("quantization_config"):
-        raise BadInput(
-            f"checkpoint {root} is already quantized", remedy="give the original checkpoint in fp32, fp16 or bf16"
-        )
-    return checkpoint, None if checkpoint.config.get("model_type") in ARCHITECTURES else describe(root)
+    def is_plain(config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") in ARCHITECTURES
+
+    def accept(config: Mapping[str, Any]) -> None:
+        if config.get("quantization_config"):
+            raise BadInput(
+                f"checkpoint {model} is already quantized", remedy="give the original checkpoint in fp32, fp16 or bf16"
+            )
+        if not is_plain(config):
+            family_of(config)
+
+    root, origin = located(
+        model, revision=options.revision, offline=options.offline, on_step=on_note, bars=options.bars, accept=accept
+    )
+    checkpoint = open_checkpoint(root)
+    accept(checkpoint.config)
+    return checkpoint, None if is_plain(checkpoint.config) else of_checkpoint(checkpoint, origin), origin
 
 
 def _check_options(options: QuantizeOptions) -> None:
@@ -216,7 +232,8 @@ def _publish(
 ) -> Quantized:
     with atomic_write(stage / REPORT) as stream:
         stream.write(json.dumps(finished.report, indent=1).encode() + b"\n")
-    files = [*finished.files, Staged(REPORT, "report.quantize")]
+    html_page.write(quantize_page.page(finished.report), stage / PAGE)
+    files = [*finished.files, Staged(REPORT, "report.quantize"), Staged(PAGE, "report.quantize.html")]
     if described is None:
         artifacts = tuple(reference(stage, file.path, role=file.role, dtype=file.dtype) for file in files)
         for file in files:
@@ -230,7 +247,7 @@ def _publish(
     components = {row.component for row in finished.parity}
     manifest = replace(
         manifest,
-        source={**manifest.source, **source},
+        source={**manifest.source, **described.origin, **source},
         tools={**manifest.tools, **finished.report["versions"]},
         artifacts=tuple(a for a in manifest.artifacts if not _is_replaced(a, targets)),
         parity=(*(row for row in manifest.parity if row.component not in components), *finished.parity),

@@ -187,6 +187,7 @@ class Run:
             data = time.time_ns()
         elif self.needs_data:
             data = [digest(self.samples), self.seqlen, options.kv_cache_dtype != "auto"]
+            data.append(awq_checkpoint.companion_hashes(self.checkpoint))
         content = [source_hashes(self.checkpoint), stamps, asked, data, versions()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -238,7 +239,9 @@ class Run:
         self, work: Workspace, made: MemoryPlan, found: Divergence | None, resident: bool, seconds: float
     ) -> dict[str, Any]:
         options = {
-            key: value for key, value in asdict(self.options).items() if key not in ("calib", "max_memory_bytes")
+            key: value
+            for key, value in asdict(self.options).items()
+            if key not in ("calib", "max_memory_bytes", "bars")
         }
         gates: dict[str, Any] = {"bit_exact": True}
         if found is not None:

@@ -66,15 +66,34 @@ def describe(
 
     Raises BadInput for whatever is missing, damaged or not supported, MissingDependency.
     """
-    name, origin = os.fspath(model), {}
+    root, origin = located(model, revision=revision, offline=offline, on_step=on_step, bars=bars)
+    return of_checkpoint(open_checkpoint(root), origin)
+
+
+def located(
+    model: str | os.PathLike[str],
+    *,
+    revision: str = "",
+    offline: bool = False,
+    on_step: Callable[[str], None] | None = None,
+    bars: bool = True,
+    accept: hub.Accept = discover.family_of,
+) -> tuple[Path, dict[str, str]]:
+    """The folder of a checkpoint, fetched where it is a model of the hub, and then its id there and the commit.
+
+    As for describe; accept: hub.fetch's.
+    """
+    name = os.fspath(model)
     if hub.is_id(name):
-        fetched = hub.fetch(name, revision=revision, offline=offline, on_step=on_step, bars=bars)
-        root, origin = fetched.root, {"model": fetched.model, "revision": fetched.revision}
-    else:
-        root = Path(name)
-        if revision:
-            raise BadInput(f"--revision is for models of the hub; {name} is none", remedy="leave it out")
-    checkpoint = open_checkpoint(root)
+        fetched = hub.fetch(name, revision=revision, offline=offline, on_step=on_step, bars=bars, accept=accept)
+        return fetched.root, {"model": fetched.model, "revision": fetched.revision}
+    if revision:
+        raise BadInput(f"--revision is for models of the hub; {name} is none", remedy="leave it out")
+    return Path(name), {}
+
+
+def of_checkpoint(checkpoint: Checkpoint, origin: Mapping[str, str]) -> Source:
+    """What an open checkpoint is; raises as describe does."""
     family = discover.family_of(checkpoint.config)
     if importlib.util.find_spec(_MODULE_OF_FAMILY.format(family.name, "components")) is None:
         raise BadInput(

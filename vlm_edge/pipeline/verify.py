@@ -20,9 +20,10 @@ from vlm_edge.core.bundle import (
 )
 from vlm_edge.core.checkpoint import SINGLE
 from vlm_edge.errors import BadInput, DamagedBundle
-from vlm_edge.pipeline import decoder_checks, vision_checks
+from vlm_edge.pipeline import awq_checks, decoder_checks, vision_checks
 from vlm_edge.pipeline.checks import Check, Part, Verification, not_checked
 from vlm_edge.pipeline.embedded import bundle_folder
+from vlm_edge.pipeline.export_llm import TEXT_SOURCE
 from vlm_edge.pipeline.source import Source, describe
 from vlm_edge.pipeline.tools import require_build_tools
 
@@ -85,11 +86,15 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
     parts = [Part(bundle, graph, threads) for graph in graphs]
     if any(check.ok is False for check in files):
         # What was changed is not run either.
-        yield from (not_checked(part.name, "files of the bundle are not what was written") for part in parts)
+        names = [part.name for part in parts] + [awq_checks.NAME] * awq_checks.has_awq(bundle)
+        yield from (not_checked(name, "files of the bundle are not what was written") for name in names)
         return
     torch_says = None
     if source is not None:
         same = list(_same_model(manifest, source))
+        if all(check.ok for check in same) and TEXT_SOURCE in manifest.source:
+            step("hash the decoder's weights of MODEL")
+            same.append(_same_text(manifest, source))
         if all(check.ok for check in same) and any(graph.role == "vision.graph" for graph in graphs):
             step("run MODEL with torch")
             torch_says = vision_checks.torch_reference(source, bundle)
@@ -105,6 +110,9 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
             yield from vision_checks.vision_checks(part, torch_says)
         else:
             yield from decoder_checks.decoder_checks(part)
+    if awq_checks.has_awq(bundle):
+        step(f"check {awq_checks.NAME}")
+        yield from awq_checks.awq_checks(bundle)
 
 
 def _files(root: Path, manifest: Manifest) -> Iterator[Check]:
@@ -140,6 +148,13 @@ def _same_model(manifest: Manifest, source: Source) -> Iterator[Check]:
     if not shared:
         yield Check("source", False, note="the bundle does not say which model it was made from")
     yield from (_compared(f"source {key}", hashes[key], manifest.source[key]) for key in shared)
+
+
+def _same_text(manifest: Manifest, source: Source) -> Check:
+    """The decoder's weights, which are all that tells a fine-tune; a quantized decoder holds nothing to compare them with."""
+    from vlm_edge.models.text_weights import text_digest
+
+    return _compared(f"source {TEXT_SOURCE}", text_digest(source.checkpoint), manifest.source[TEXT_SOURCE])
 
 
 def _compared(name: str, found: str, expected: str) -> Check:

@@ -5,6 +5,7 @@
 
 For each model: AutoAWQ's own loader reads our checkpoint, and its dequantized weights are compared with ours bit by bit; AutoAWQ
 quantizes the model too, and both, with plain rounding beside them, are held against the fp32 model by their KL on held-out tokens.
+Each row is kept in RESULTS.json as it comes, in place of an older one of its model.
 
 AutoAWQ calibrates on token ids. So that it sees image tokens as well, the visual embeddings of the nano model's prompts are added
 to its embedding table as further tokens: then a sequence of ids is what the decoder reads of a page.
@@ -200,6 +201,20 @@ def compare(name: str, environment: Path, group: int, samples: int, held_out: in
     )
 
 
+def _keep(row: dict[str, Any], path: Path) -> None:
+    """Put a row into the results in place of an older one of that model and group size; the others stay."""
+    old = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
+    rows = [other for other in old if (other["model"], other["group_size"]) != (row["model"], row["group_size"])]
+    report = {
+        "cpu": cpu_name(),
+        "versions": {**versions(), "autoawq": "0.2.9", "autoawq's transformers": "4.56.2"},
+        "limit": LIMIT,
+        "rows": [*rows, row],
+    }
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(report, indent=1).encode() + b"\n")
+
+
 def _run(command: list[Any]) -> None:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -216,6 +231,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(MODELS))
     arguments = parser.parse_args()
     quantize_run.gate = lambda *_given: None  # what this measures is not to be cut off by the product's own gate
+    command = " ".join(["python -m benchmarks.peers.autoawq.compare ENV RESULTS.json", *sys.argv[3:]])
     rows = []
     print(
         "| model | group | ours | AutoAWQ | RTN | ours / AutoAWQ | bit-equal layers |\n| --- | --- | --- | --- | --- | --- | --- |"
@@ -228,16 +244,8 @@ def main() -> int:
             f"| {name} | {row.group_size} | {row.ours:.5f} | {row.autoawq:.5f} | {row.rtn:.5f} | {row.ratio:.3f} | {equal} |",
             flush=True,
         )
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks.peers.autoawq.compare ENV RESULTS.json", *sys.argv[3:]]),
-        "cpu": cpu_name(),
-        "versions": {**versions(), "autoawq": "0.2.9", "autoawq's transformers": "4.56.2"},
-        "limit": LIMIT,
-        "rows": [asdict(row) for row in rows],
-    }
-    with atomic_write(arguments.results) as stream:
-        stream.write(json.dumps(report, indent=1).encode() + b"\n")
+        about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}
+        _keep({**asdict(row), **about}, arguments.results)
     return 0 if all(row.bit_equal and row.ratio <= LIMIT for row in rows) else 1
 
 
