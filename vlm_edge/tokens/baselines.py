@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.core.reduction import kept_tokens
 from vlm_edge.errors import BadInput
-from vlm_edge.tokens.positions import DROPPED, TokenSet, check_features, check_fraction, grid_positions
+from vlm_edge.tokens.positions import TokenSet, check_features, check_fraction, pick_tokens
 
 
 def pooled_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
@@ -40,10 +40,7 @@ def random_keep(
     sets = []
     for view in range(views):
         chosen = np.sort(np.random.default_rng((seed, view)).choice(tokens, count, replace=False))
-        members = np.full(tokens, DROPPED, np.int32)
-        members[chosen] = np.arange(count)
-        positions = grid_positions(grid, view)[chosen]
-        sets.append(TokenSet(features[view, chosen], np.ones(count, np.int32), positions, members))
+        sets.append(pick_tokens(features[view], chosen, grid=grid, view=view))
     return tuple(sets)
 
 
