@@ -11,7 +11,7 @@ from tests.tokens.features import Decisions, cosine, patchy
 from vlm_edge.core.reduction import kept_tokens
 from vlm_edge.errors import BadInput
 from vlm_edge.tokens import DROPPED, cdpruner, reduce_tokens, visionzip
-from vlm_edge.tokens.relevance import CONTEXTUAL_SHARE, LEAST_RELEVANCE, RIDGE, contextual_tokens
+from vlm_edge.tokens.relevance import CONTEXTUAL_SHARE, LEAST_RELEVANCE, RIDGE, contextual_tokens, text_relevance
 
 shapes = st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5), st.integers(2, 12))
 keeps = st.floats(0.05, 0.95)
@@ -136,3 +136,11 @@ def test_equal_and_zero_tokens_single_tokens_and_a_keep_of_one(method, value):
     assert [len(t) for t in reduce_tokens(method, features, grid=(3, 4), keep=1.0, scores=scores)] == [12, 12]
     one = reduce_tokens(method, features[:, :1], grid=(1, 1), keep=0.5, scores=scores[:, :1])
     assert [t.members.tolist() for t in one] == [[0], [0]]
+
+
+def test_relevance_to_a_text_is_the_mean_cosine_with_its_words():
+    features, words = patchy(3, (2, 3, 4, 6)), patchy(4, (1, 2, 2, 6))[0]
+    found = text_relevance(features, words)
+    for view, token in np.ndindex(2, 12):
+        cosines = [cosine(list(map(float, features[view, token])), list(map(float, word))) for word in words]
+        assert found[view, token] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)

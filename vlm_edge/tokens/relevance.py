@@ -83,6 +83,17 @@ def visionzip(
     return tuple(sets)
 
 
+def text_relevance(features: NDArray[np.float32], words: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How near each visual token is to a text: the mean cosine with its words' embeddings.
+
+    features: float32 [V, P, D] behind the projector.  words: float32 [N, D], embeddings that the decoder reads.  Returns float32
+    [V, P].  The two share a space because the decoder reads both; nothing was trained to make their cosines mean anything,
+    as CLIP's pair of towers was. A zero vector has cosine 0 with everything.
+    """
+    text = directions(words).mean(axis=0)
+    return np.stack([directions(view) @ text for view in features]) if len(features) else np.zeros((0, 0), np.float32)
+
+
 def contextual_tokens(kept: int) -> int:
     """How many of VisionZip's tokens are contextual: at least one, unless only one token is kept."""
     return 0 if kept == 1 else max(1, round(kept * CONTEXTUAL_SHARE))
