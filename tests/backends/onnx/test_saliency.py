@@ -27,6 +27,14 @@ def pooled(stride: int) -> Nodes:
     return build
 
 
+def unchanged(graph: GraphBuilder) -> None:
+    graph.op("Identity", "pixels", output="saliency")
+
+
+def impossible(graph: GraphBuilder) -> None:
+    graph.op("Reshape", "pixels", graph.integers(1, 7, 7), output="saliency")
+
+
 def model(
     tmp_path: Path, nodes: Nodes, shape: tuple[int | str, ...] = ANY, out: tuple[str, ...] = ("n", "r", "c")
 ) -> Path:
