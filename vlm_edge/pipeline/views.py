@@ -24,6 +24,8 @@ from vlm_edge.vision import preprocess, saliency, tiling
 from vlm_edge.vision.tiling import Tile
 
 CELLS_PER_TILE = 16
+MOST_CELLS = 1 << 20
+"""An image with more cells than this gets larger ones: placing tiles takes about 100 bytes a cell."""
 CACHED_IMAGES = 4
 NOVELTY = "novelty"
 ASKS_THE_QUESTION = frozenset({"cdpruner"})
@@ -140,7 +142,7 @@ def choose_tiles(
         return ()
     if look.tiling == "grid":
         return tiling.grid_tiles(image_px=(width, height), tile_px=side, max_tiles=look.max_tiles)
-    cell = side // CELLS_PER_TILE
+    cell = _cell_px(width, height, side)
     if look.saliency == CNN and network is not None:
         found = saliency.cnn(pixels, network, cell_px=cell)
     elif look.saliency == NOVELTY and whole is not None:
@@ -148,6 +150,14 @@ def choose_tiles(
     else:
         found = saliency.detail_of_bands([pixels], cell_px=cell)
     return tiling.salient_tiles(found, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles)
+
+
+def _cell_px(width: int, height: int, side_px: int) -> int:
+    """A part of the tile's side, so small that CELLS_PER_TILE make one, unless that came to more than MOST_CELLS."""
+    cell = side_px // CELLS_PER_TILE
+    while -(-width // cell) * -(-height // cell) > MOST_CELLS and side_px % (2 * cell) == 0:
+        cell *= 2
+    return cell
 
 
 def _given_tile(box: Box, *, image_px: tuple[int, int], side_px: int) -> Tile:
