@@ -16,6 +16,8 @@ from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.request import visual_of_tiles
 from vlm_edge.pipeline.options import READ_BY, allowed_reductions
+from vlm_edge.pipeline.run import plan, source_header
+from vlm_edge.vision.saliency import cnn_bytes
 
 PAGE = resource_dir("calibration") / "pages/receipt.png"
 TOTAL = "what is the total?"
@@ -92,6 +94,19 @@ def test_a_model_from_a_file_is_the_network(pipeline: Pipeline, tmp_path: Path) 
     assert own.tiles == named.tiles
     with pytest.raises(BadInput, match="does not exist"):
         pipeline.ask(PAGE, TOTAL, AskOptions(saliency_model=str(tmp_path / "none.onnx")))
+
+
+def test_a_network_is_part_of_the_plan(pipeline: Pipeline) -> None:
+    header = source_header(PAGE, 10**9)
+    plain, network = (
+        plan(pipeline.bundle, AskOptions(saliency=name), images=(header,), budget_bytes=1 << 40)
+        for name in ("detail", "cnn")
+    )
+    item = next(item for item in network.items if item.name == "saliency.network")
+    assert item.bytes == cnn_bytes(pipeline.bundle.path("saliency.graph").stat().st_size)
+    assert {name: network.phases[name] - plain.phases[name] for name in plain.phases} == {
+        name: item.bytes if name != "load" else 0 for name in plain.phases
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ NOISE_FACTOR = 3.0
 """What counts as an image's own grain: this many times the median cell's lost variation."""
 BLOCK_PX, HALO_PX = 512, 64
 """A network is shown blocks of this side, and so much around each: what lies farther away has no effect on a block."""
+BLOCK_BYTES_PER_PX = 64
+"""Bound on what a light network holds for a pixel of a block; the embedded one was measured at 36."""
 RING = 2
 """How many tokens to each side are a token's surroundings."""
 Rgb = NDArray[np.uint8]
@@ -93,6 +95,11 @@ def cnn(pixels: Rgb, runner: SaliencyRunner, *, cell_px: int) -> NDArray[np.floa
             inner = found[0, halo : halo + high, halo : halo + wide]
             out[top : top + high, left : left + wide] = inner[: rows - top, : cols - left]
     return to_cells(out, image_px=(width, height), cell_px=cell_px)
+
+
+def cnn_bytes(model_bytes: int) -> int:
+    """Bound on what `cnn` takes beside the image, for a light network of that size: a planner's figure."""
+    return 2 * model_bytes + BLOCK_BYTES_PER_PX * (BLOCK_PX + 2 * HALO_PX) ** 2
 
 
 def novelty(features: NDArray[np.float32], *, grid: tuple[int, int]) -> NDArray[np.float32]:
