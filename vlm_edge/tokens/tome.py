@@ -90,14 +90,15 @@ def _roots(features: NDArray[np.float32], schedule: tuple[int, ...]) -> NDArray[
         cosines = units[::2] @ units[1::2].T
         best = cosines.argmax(axis=1)
         chosen = np.argsort(-cosines[np.arange(len(seekers)), best], kind="stable")[:merges]
-        for seeker in chosen:
-            old, into = seekers[seeker], partners[best[seeker]]
-            roots[roots == old] = into
-            sums[into] += sums[old]
-        for into in np.unique(partners[best[chosen]]):
-            first = np.flatnonzero(roots == into)[0]
-            roots[roots == into] = first
-            sums[first] = sums[into]
+        gone, into = seekers[chosen], partners[best[chosen]]
+        np.add.at(sums, into, sums[gone])
+        home = np.arange(count)
+        home[gone] = into
+        roots = home[roots]
+        first = np.full(count, count)
+        np.minimum.at(first, roots, np.arange(count))
+        sums[first[into]] = sums[into]
+        roots = first[roots]
         alive = np.unique(roots)
     return roots
 
