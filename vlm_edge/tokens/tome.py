@@ -82,12 +82,11 @@ def _roots(features: NDArray[np.float32], schedule: tuple[int, ...]) -> NDArray[
     """[P]: each token's cluster, named by its first member."""
     count = len(features)
     roots = np.arange(count)
-    sums = features.astype(np.float64)
+    sums, units = features.astype(np.float64), directions(features)
     alive = np.arange(count)  # first members, ascending, so that their order is the tokens' raster order
     for merges in schedule:
-        units = directions(_unscaled(sums[alive]))
         seekers, partners = alive[::2], alive[1::2]
-        cosines = units[::2] @ units[1::2].T
+        cosines = units[seekers] @ units[partners].T
         best = cosines.argmax(axis=1)
         chosen = np.argsort(-cosines[np.arange(len(seekers)), best], kind="stable")[:merges]
         gone, into = seekers[chosen], partners[best[chosen]]
@@ -97,14 +96,15 @@ def _roots(features: NDArray[np.float32], schedule: tuple[int, ...]) -> NDArray[
         roots = home[roots]
         first = np.full(count, count)
         np.minimum.at(first, roots, np.arange(count))
-        sums[first[into]] = sums[into]
+        grown = np.unique(into)
+        sums[first[grown]] = sums[grown]
+        units[first[grown]] = _unit(sums[grown])
         roots = first[roots]
         alive = np.unique(roots)
     return roots
 
 
-def _unscaled(sums: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Sums as float32, all divided by a power of two: a cosine ignores length, and a sum may be beyond float32."""
-    peak = np.abs(sums).max(initial=0.0)
-    exponent = np.frexp(peak)[1] if peak > 0 else 0
-    return np.asarray(np.ldexp(sums, -exponent), np.float32)
+def _unit(sums: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Unit vectors of sums [N, D]; float64 holds the squares of whatever float32 features come to."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", sums, sums))[:, None]
+    return np.asarray(sums / np.where(lengths > 0, lengths, 1), np.float32)
