@@ -142,7 +142,7 @@ def choose_tiles(
         return ()
     if look.tiling == "grid":
         return tiling.grid_tiles(image_px=(width, height), tile_px=side, max_tiles=look.max_tiles)
-    cell = _cell_px(width, height, side)
+    cell = cell_px_for(width, height, side)
     if look.saliency == CNN and network is not None:
         found = saliency.cnn(pixels, network, cell_px=cell)
     elif look.saliency == NOVELTY and whole is not None:
@@ -152,7 +152,7 @@ def choose_tiles(
     return tiling.salient_tiles(found, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles)
 
 
-def _cell_px(width: int, height: int, side_px: int) -> int:
+def cell_px_for(width: int, height: int, side_px: int) -> int:
     """A part of the tile's side, so small that CELLS_PER_TILE make one, unless that came to more than MOST_CELLS."""
     cell = side_px // CELLS_PER_TILE
     while -(-width // cell) * -(-height // cell) > MOST_CELLS and side_px % (2 * cell) == 0:
