@@ -160,14 +160,15 @@ def work(way: str, path: Path) -> Callable[[], object]:
     if way == WAYS[4]:
         features = global_features()(page)
         return lambda: saliency.to_cells(saliency.novelty(features, grid=GRID), image_px=size, cell_px=cell_px)
+    if way == WAYS[5]:
+        cells = -(-size[1] // cell_px), -(-size[0] // cell_px)
+        found = np.resize(saliency.detail_of_bands([page], cell_px=cell_px), cells)
+        return lambda: tiling.salient_tiles(found, image_px=size, tile_px=VIEW_PX, cell_px=cell_px, max_tiles=6)
     image = array_of(size, page)
     if way == WAYS[2]:
         return lambda: saliency.detail_of_bands([image], cell_px=cell_px)
-    if way == WAYS[3]:
-        network = OnnxSaliency(open_bundle(NANO).path(SALIENCY_ROLE), threads=1)
-        return lambda: saliency.cnn(image, network, cell_px=cell_px)
-    found = saliency.detail_of_bands([image], cell_px=cell_px)
-    return lambda: tiling.salient_tiles(found, image_px=size, tile_px=VIEW_PX, cell_px=cell_px, max_tiles=6)
+    network = OnnxSaliency(open_bundle(NANO).path(SALIENCY_ROLE), threads=1)
+    return lambda: saliency.cnn(image, network, cell_px=cell_px)
 
 
 def open_by_parts(path: Path) -> Iterator[np.ndarray]:

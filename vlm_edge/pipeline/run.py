@@ -180,7 +180,7 @@ class Pipeline:
             return Hints(words=words)
         named = look.saliency_model
         if named not in self._networks:
-            with timed(timings, "load"):
+            with timed(timings, "saliency"):
                 self._networks[named] = open_saliency(self.bundle, named, self._threads)
         return Hints(self._networks[named], words)
 

@@ -188,22 +188,21 @@ def see(
     reduced scale (then without tiles).  free_tiles: whether the Look's tiles lie anywhere, or are those of the family.
     """
     geometry, hints, whole = prompt.views.geometry, hints or Hints(), None
-    if free_tiles and look.saliency == NOVELTY:
+    if free_tiles and look.saliency == NOVELTY and max(pixels.shape[:2]) > geometry.view_px:
         with timed(timings_ms, "preprocess"):
-            shown = _tiled(pixels, (), prompt.views)
+            first = _tiled(pixels, (), prompt.views)
         with timed(timings_ms, "vision"):
-            whole = encoder.encode(_graph_inputs(shown, encoder))
+            whole = encoder.encode(_graph_inputs(first, encoder))
     with timed(timings_ms, "saliency"):
         tiles: tuple[Tile, ...] = ()
         if free_tiles:
-            first = None if whole is None else whole[0]
-            tiles = choose_tiles(pixels, geometry, look, network=hints.network, whole=first)
+            tokens = None if whole is None else whole[0]
+            tiles = choose_tiles(pixels, geometry, look, network=hints.network, whole=tokens)
     with timed(timings_ms, "preprocess"):
-        if tiles or whole is None:
-            shown = _tiled(pixels, tiles, prompt.views) if tiles else prompt.views.prepare(pixels, whole=look.whole)
+        shown = _tiled(pixels, tiles, prompt.views) if tiles else prompt.views.prepare(pixels, whole=look.whole)
     layout = shown.layout
     with timed(timings_ms, "vision"):
-        features = _encoded(shown, encoder, whole)
+        features = _encoded(shown, encoder, whole if tiles else None)
     with timed(timings_ms, "reduce"):
         grid = geometry.grid
         if features.ndim == 2:  # packed patches: one view, in the image's own proportions
@@ -236,7 +235,7 @@ def _encoded(shown: ImageInputs, encoder: EncoderRunner, whole: Floats | None) -
     if whole is None:
         return encoder.encode(arrays)
     rest = {name: array[1:] for name, array in arrays.items()}
-    return np.concatenate([whole, encoder.encode(rest)]) if shown.layout.views > 1 else whole
+    return np.concatenate([whole, encoder.encode(rest)])
 
 
 def _token_scores(method: str, features: Floats, grid: tuple[int, int], words: Floats | None) -> Floats | None:
