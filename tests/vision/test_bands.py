@@ -165,6 +165,31 @@ def test_damage_inside_a_png_is_a_bad_image() -> None:
         list(bands.open_bands(bytes(data)).rows)
 
 
+def test_pieces_of_any_size_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to one byte of what is packed, and one of what it holds, at a time."""
+    data = png(50, 40, depth=8, colour=0, rows=(b"\0" + b"\7" * 50) * 40)
+    for size in range(1, 40):
+        monkeypatch.setattr(bands, "_CHUNK_BYTES", size)
+        found = np.concatenate(list(bands.open_bands(data).rows))
+        assert found.shape == (40, 50, 3)
+        assert (found == 7).all()
+
+
+def test_long_chunks_that_no_pixel_depends_on_are_passed_over() -> None:
+    plain = FILES["parts: png rgb"]
+    long = plain[:33] + chunk(b"teXt", bytes(100_000)) + plain[33:]
+    opened = bands.open_bands(long)
+    assert opened.by_parts
+    np.testing.assert_array_equal(np.concatenate(list(opened.rows)), PIXELS)
+
+
+def test_huge_tiles_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "_PART_PX", 255)
+    opened = bands.open_bands(tiled_tiff(16))
+    assert not opened.by_parts
+    np.testing.assert_array_equal(np.concatenate(list(opened.rows)), PIXELS)
+
+
 def test_limits_and_missing_files_are_told_as_ever(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="100"):
         bands.open_bands(FILES["parts: png rgb"], max_pixels=100)

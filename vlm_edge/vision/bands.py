@@ -29,6 +29,10 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = MappingProxyType({0: 1, 2: 3, 3: 1, 4: 2, 6: 4})
 """Samples of a pixel by PNG's colour type."""
 _CHUNK_BYTES = 1 << 20
+_LONGEST_KEPT = 768
+"""Bytes of the longest chunk that pixels depend on, a palette."""
+_PART_PX = 1 << 24
+"""Strips and tiles of TIFF with more pixels are not taken apart: there would be little to win."""
 _STRIPS, _TILES = (273, 279), (324, 325)
 """TIFF tags of where parts lie and how many bytes they have."""
 _WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION, _ROWS_PER_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = (
@@ -88,14 +92,17 @@ def _png(image: Image.Image, source: Source) -> Iterator[Rgb] | None:
             kind, length = _chunk_head(stream)
             if kind == b"IDAT":
                 break
-            data = _exactly(stream, length + 4)
-            if kind == b"IHDR":
-                depth, colour, _, _, interlaced = data[8:13]
-                if depth != 8 or interlaced or colour not in _CHANNELS:
-                    return None
-                head = data[8:13]
-            elif kind in (b"PLTE", b"tRNS"):
-                kept += _chunk(kind, data[:-4])
+            if kind not in (b"IHDR", b"PLTE", b"tRNS") or length > _LONGEST_KEPT:
+                stream.seek(length + 4, io.SEEK_CUR)
+                continue
+            data = _exactly(stream, length + 4)[:-4]
+            if kind != b"IHDR":
+                kept += _chunk(kind, data)
+                continue
+            head = data[8:13]
+            depth, colour, _, _, interlaced = head
+            if depth != 8 or interlaced or colour not in _CHANNELS:
+                return None
     return _png_rows(source, image.size, head, kept)
 
 
@@ -130,7 +137,7 @@ def _inflated(stream: IO[bytes]) -> Iterator[bytes]:
         if kind == b"IEND":
             return
         if kind != b"IDAT":
-            _exactly(stream, length + 4)
+            stream.seek(length + 4, io.SEEK_CUR)
             continue
         while length:
             packed = _exactly(stream, min(length, _CHUNK_BYTES))
@@ -181,7 +188,7 @@ def _tiff(image: Image.Image, source: Source) -> Iterator[Rgb] | None:
     across, down = -(-image.width // size[0]), -(-image.height // size[1])
     planar = tags.get(_PLANAR, 1) != 1
     odd = image.mode[0] in "IF" or planar or tags.get(_COMPRESSION) == _OLD_JPEG
-    if odd or down == 1 or not len(offsets) == len(counts) == across * down:
+    if odd or down == 1 or size[0] * size[1] > _PART_PX or not len(offsets) == len(counts) == across * down:
         return None
     kept = {tag: (tags.tagtype[tag], tags[tag]) for tag in _COPIED if tag in tags}
     return _tiff_rows(

@@ -80,7 +80,8 @@ def landmark_rows(build: GraphBuilder, tokens: int, count: int) -> str:
         near = build.op("Min", near, distance) if near else distance
         chosen = _largest(build, _without(build, build.op("Mul", weights, near), taken), tokens)
         taken = build.op("Add", taken, chosen)
-    return _joined(build, taken, _rows_of(build, taken, tokens, count), cosines, tokens, count)
+    rows = _with_nearest(build, _rows_of(build, taken, tokens, count), cosines, taken, count)
+    return _by_first(build, rows, count, tokens)
 
 
 def visionzip_rows(build: GraphBuilder, tokens: int, count: int) -> str:
@@ -148,10 +149,6 @@ def _with_nearest(build: GraphBuilder, targets: str, cosines: str, taken: str, c
     whose = build.op("Transpose", _one_hot(build, owner, count), perm=[0, 2, 1])
     free = build.op("Unsqueeze", build.op("Sub", build.number(1), taken), build.integers(1))
     return build.op("Add", targets, build.op("Mul", whose, free))
-
-
-def _joined(build: GraphBuilder, taken: str, rows: str, cosines: str, tokens: int, count: int) -> str:
-    return _by_first(build, _with_nearest(build, rows, cosines, taken, count), count, tokens)
 
 
 def _by_first(build: GraphBuilder, rows: str, count: int, tokens: int, gone: str = "") -> str:
