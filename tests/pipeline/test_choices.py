@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import pytest
 
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core import discover
+from vlm_edge.core.bundle import open_bundle
+from vlm_edge.core.bundle_writer import Staged, locked, publish
 from vlm_edge.core.manifest_checks import REDUCTIONS, SALIENCIES
 from vlm_edge.core.reduction import kept_tokens
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.request import visual_of_tiles
+from vlm_edge.pipeline.embedded import NANO
+from vlm_edge.pipeline.encoders import SALIENCY_ROLE
 from vlm_edge.pipeline.options import READ_BY, allowed_reductions
 from vlm_edge.pipeline.run import plan, source_header
+from vlm_edge.pipeline.verify import verify_bundle
 from vlm_edge.vision.saliency import cnn_bytes
 
 PAGE = resource_dir("calibration") / "pages/receipt.png"
@@ -128,3 +134,17 @@ def test_families_allow_what_their_merge_site_does() -> None:
     for name in discover.names("models"):
         family = discover.family(name)
         assert allowed_reductions(family) == (REDUCTIONS if family.reducible else ("none",))
+
+
+def test_verify_opens_the_network(tmp_path: Path) -> None:
+    copy = tmp_path / "nano"
+    shutil.copytree(NANO, copy)
+    assert next(check for check in verify_bundle(copy).checks if check.name == "load saliency").ok
+    with locked(copy) as stage:
+        (stage / "saliency").mkdir()
+        shutil.copyfile(copy / "vision/cpu/model.onnx", stage / "saliency/model.onnx")
+        manifest = open_bundle(copy).manifest
+        publish(copy, stage, [Staged("saliency/model.onnx", SALIENCY_ROLE)], manifest, old=manifest)
+    broken = next(check for check in verify_bundle(copy).checks if check.name == "load saliency")
+    assert broken.ok is False
+    assert "takes tensor(float)" in broken.note

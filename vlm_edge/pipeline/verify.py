@@ -23,6 +23,7 @@ from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.pipeline import decoder_checks, vision_checks
 from vlm_edge.pipeline.checks import Check, Part, Verification, not_checked
 from vlm_edge.pipeline.embedded import bundle_folder
+from vlm_edge.pipeline.encoders import SALIENCY_ROLE, open_saliency
 from vlm_edge.pipeline.source import Source, describe
 from vlm_edge.pipeline.tools import require_build_tools
 
@@ -105,6 +106,18 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
             yield from vision_checks.vision_checks(part, torch_says)
         else:
             yield from decoder_checks.decoder_checks(part)
+    if any(artifact.role == SALIENCY_ROLE for artifact in manifest.artifacts):
+        step("check saliency")
+        yield _saliency(bundle, threads)
+
+
+def _saliency(bundle: Bundle, threads: int) -> Check:
+    """That the network loads and has the signature; how good its choices are no file says."""
+    try:
+        open_saliency(bundle, None, threads)
+    except BadInput as cause:
+        return Check("load saliency", False, note=cause.message)
+    return Check("load saliency", True)
 
 
 def _files(root: Path, manifest: Manifest) -> Iterator[Check]:
