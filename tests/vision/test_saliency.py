@@ -176,8 +176,8 @@ def test_a_network_on_blocks_sees_what_it_would_see_at_once(size, stride_px):
     whole = np.pad(rgb, (*pad, (0, 0)), mode="edge").transpose(2, 0, 1)[None].astype(np.float32) / 255
     halo = halo_px // stride_px
     np.testing.assert_allclose(found, Shrinking(stride_px).run(whole)[0, halo:-halo, halo:-halo], rtol=1e-5)
-    assert len(runner.shapes) == 1, "one shape for all blocks, so that a runtime plans its memory once"
-    assert max(*runner.shapes)[2:] <= (saliency.BLOCK_PX + 2 * saliency.HALO_PX,) * 2
+    (shape,) = runner.shapes  # one for all blocks, so that a runtime plans its memory once
+    assert max(shape[2:]) <= saliency.BLOCK_PX + 2 * saliency.HALO_PX
 
 
 @pytest.mark.parametrize(
