@@ -146,7 +146,7 @@ def test_pixel_limit_is_an_option(refused: Callable[..., str]) -> None:
     "arguments",
     [
         ("--tiling", "autoo"),
-        ("--reduce", "tome"),
+        ("--reduce", "zip"),
         ("--device", "tpu"),
         ("--max-tiles", "-1"),
         ("--max-tiles", "7"),

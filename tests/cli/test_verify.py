@@ -21,7 +21,7 @@ def nano(tmp_path: Path) -> Path:
 def test_a_table_on_stdout_and_steps_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["verify", "nano", "--threads", "1"]) == 0
     shown = capsys.readouterr()
-    assert shown.err.splitlines() == ["hash the files", "check vision/cpu", "check llm/cpu"]
+    assert shown.err.splitlines() == ["hash the files", "check vision/cpu", "check llm/cpu", "check saliency"]
     lines = [line.split(None, 3) for line in shown.out.splitlines()]
     assert ["load", "vision/cpu", "yes"] in [line[:3] for line in lines]
     assert ["parity", "vision/cpu", "not"] in [line[:3] for line in lines]

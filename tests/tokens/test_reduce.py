@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.tokens.features import cosine, patchy
 from vlm_edge.errors import BadInput
 from vlm_edge.tokens import REDUCERS, TokenSet, reduce_tokens, threshold_merge
 from vlm_edge.tokens.positions import row_order
@@ -19,23 +20,6 @@ UNDECIDED = 1e-5
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(1, 12))
 seeds = st.integers(0, 2**32 - 1)
 thresholds = st.floats(0.3, 0.99)
-
-
-def patchy(seed: int, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Features float32 [V, R * C, D] of a few materials in patches, with noise, some zero vectors and odd lengths."""
-    views, rows, cols, channels = shape
-    rng = np.random.default_rng(seed)
-    materials = rng.standard_normal((3, channels))
-    which = rng.integers(0, 3, (views, -(-rows // 2), -(-cols // 2))).repeat(2, 1).repeat(2, 2)[:, :rows, :cols]
-    noise = rng.choice([0.05, 0.3, 1.0])
-    values = materials[which] + noise * rng.standard_normal((views, rows, cols, channels))
-    values *= rng.uniform(0.2, 5, (views, rows, cols, 1)) * (rng.random((views, rows, cols, 1)) > 0.05)
-    return values.reshape(views, rows * cols, channels).astype(np.float32)
-
-
-def cosine(a: list[float], b: list[float]) -> float:
-    lengths = math.sqrt(math.fsum(x * x for x in a) * math.fsum(x * x for x in b))
-    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
 
 
 def slow_scan(tokens: np.ndarray, grid: tuple[int, int], threshold: float) -> tuple[list[int], float]:
@@ -236,8 +220,9 @@ def test_no_views_give_no_sets():
 @pytest.mark.parametrize("method", REDUCERS)
 def test_every_reducer_keeps_its_books(method):
     features = patchy(11, (3, 5, 4, 6))
-    sets = reduce_tokens(method, features, grid=(5, 4), threshold=0.9, keep=0.4, seed=5)
-    again = reduce_tokens(method, features, grid=(5, 4), threshold=0.9, keep=0.4, seed=5)
+    scores = features[..., 0].copy()
+    sets = reduce_tokens(method, features, grid=(5, 4), threshold=0.9, keep=0.4, seed=5, scores=scores)
+    again = reduce_tokens(method, features, grid=(5, 4), threshold=0.9, keep=0.4, seed=5, scores=scores)
     assert len(sets) == 3
     for tokens, repeat in zip(sets, again, strict=True):
         check_types(tokens)
@@ -258,10 +243,11 @@ def check_types(tokens: TokenSet) -> None:
 def test_an_unknown_reducer_names_the_nearest_and_all():
     with pytest.raises(BadInput, match="'treshold'") as caught:
         reduce_tokens("treshold", np.ones((1, 4, 2), np.float32), grid=(2, 2))
-    assert caught.value.remedy == "did you mean threshold? choose one of none, threshold, random, downsample"
+    names = "none, threshold, random, downsample, tome, divprune, cdpruner, visionzip, landmark"
+    assert caught.value.remedy == f"did you mean threshold? choose one of {names}"
     with pytest.raises(BadInput) as caught:
         reduce_tokens("xyz", np.ones((1, 4, 2), np.float32), grid=(2, 2))
-    assert caught.value.remedy == "choose one of none, threshold, random, downsample"
+    assert caught.value.remedy == f"choose one of {names}"
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, 1.0001, math.nan, math.inf])

@@ -18,6 +18,8 @@ from vlm_edge.cli.options import (
     MaxPixels,
     MaxTiles,
     Reduce,
+    Saliency,
+    SaliencyModel,
     Seed,
     Threads,
     Threshold,
@@ -52,6 +54,8 @@ def evaluate(
     inputs: Inputs,
     tiling: Tiling = None,
     max_tiles: MaxTiles = None,
+    saliency: Saliency = None,
+    saliency_model: SaliencyModel = None,
     reduce: Reduce = None,
     keep: Keep = None,
     threshold: Threshold = None,
@@ -93,6 +97,8 @@ def evaluate(
         seed=seed,
         max_pixels=max_pixels,
         tiles=() if tiles_from_data else None,
+        saliency=saliency,
+        saliency_model=saliency_model,
     )
     rows = read_rows(data, limit=limit, need_tiles=tiles_from_data)
     log = OutcomeLog(out)

@@ -21,6 +21,12 @@ def _reductions() -> list[str]:
     return list(REDUCTIONS)
 
 
+def _saliencies() -> list[str]:
+    from vlm_edge.core.manifest_checks import SALIENCIES
+
+    return list(SALIENCIES)
+
+
 def _devices() -> list[str]:
     return list(DEVICES)
 
@@ -37,11 +43,27 @@ MaxTiles = Annotated[int | None, typer.Option(help="Full-resolution tiles beside
 Reduce = Annotated[
     str | None,
     typer.Option(
-        help="Visual tokens: none, threshold, random or downsample.", show_default=False, autocompletion=_reductions
+        help="Visual tokens: none, threshold, tome, landmark, divprune, cdpruner, random or downsample.",
+        show_default=False,
+        autocompletion=_reductions,
+    ),
+]
+Saliency = Annotated[
+    str | None,
+    typer.Option(
+        help="What tiles are chosen by: detail, cnn (a network) or novelty.",
+        show_default=False,
+        autocompletion=_saliencies,
+    ),
+]
+SaliencyModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="ONNX network for --saliency cnn; default: the bundle's own.", show_default=False
     ),
 ]
 Keep = Annotated[
-    float | None, typer.Option(help="Share of tokens that random and downsample keep.", show_default=False)
+    float | None, typer.Option(help="Share of each view's tokens that a reduction keeps.", show_default=False)
 ]
 Threshold = Annotated[
     float | None, typer.Option(help="Cosine above which neighbouring tokens merge.", show_default=False)

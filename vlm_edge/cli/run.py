@@ -18,6 +18,8 @@ from vlm_edge.cli.options import (
     MaxPixels,
     MaxTiles,
     Reduce,
+    Saliency,
+    SaliencyModel,
     Seed,
     Threads,
     Threshold,
@@ -59,6 +61,8 @@ def run(
     budget: Budget = None,
     max_tiles: MaxTiles = None,
     tiling: Tiling = None,
+    saliency: Saliency = None,
+    saliency_model: SaliencyModel = None,
     reduce: Reduce = None,
     keep: Keep = None,
     threshold: Threshold = None,
@@ -88,6 +92,7 @@ def run(
     options = AskOptions(
         tiling=tiling, max_tiles=max_tiles, reduce=reduce, keep=keep, threshold=threshold, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, stop=tuple(stop or ()), seed=seed, max_pixels=max_pixels,
+        saliency=saliency, saliency_model=saliency_model,
     )  # fmt: skip
     if explain is not None:
         from vlm_edge.pipeline.explain import check_target

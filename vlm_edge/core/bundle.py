@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
-from vlm_edge.core.load import load_file, read_text, to_plain
+from vlm_edge.core.load import OMIT_DEFAULT, load_file, read_text, to_plain
 from vlm_edge.core.manifest_checks import check_manifest
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import DamagedBundle
@@ -60,6 +60,7 @@ class RunDefaults:
     threshold: float = 0.95
     keep: float = 0.5
     max_new_tokens: int = 64
+    saliency: str = field(default="detail", metadata=OMIT_DEFAULT)
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
 

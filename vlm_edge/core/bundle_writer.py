@@ -33,7 +33,7 @@ CONFIGURATION = {
 }
 """Files that a bundle takes over from a checkpoint, by their role."""
 _STAGE = ".export-"
-_FOLDERS = frozenset({"vision", "llm", "reports"})
+_FOLDERS = frozenset({"vision", "llm", "saliency", "reports"})
 _ANOTHER = "name another folder, or an empty one"
 
 

@@ -62,10 +62,27 @@ class LlmEngine(Protocol):
         ...
 
 
+class SaliencyRunner(Protocol):
+    """Runs a saliency model, which need not know where in an image it is."""
+
+    @property
+    def stride_px(self) -> int:
+        """Pixels along a side for which the model gives one value; sides of what it is given are multiples of it."""
+        ...
+
+    def run(self, pixels: Floats) -> Floats:
+        """RGB in 0..1, [N, 3, H, W] -> how much each cell matters, [N, H / stride_px, W / stride_px], 0 or more."""
+        ...
+
+
 class TextCodec(Protocol):
-    """Token ids to input embeddings and back to text."""
+    """Text to token ids, those to input embeddings, and back to text."""
 
     eos_ids: frozenset[int]
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text, without those that a tokenizer puts around a prompt."""
+        ...
 
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Input embeddings [len(tokens), D], as the decoder takes them."""

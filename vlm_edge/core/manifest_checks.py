@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from vlm_edge.core.geometry import Geometry
 
 TILINGS = ("auto", "grid", "none")
-REDUCTIONS = ("none", "threshold", "random", "downsample")
-_NAMES = {"defaults.tiling": TILINGS, "defaults.reduce": REDUCTIONS}
+REDUCTIONS = ("none", "threshold", "random", "downsample", "tome", "divprune", "cdpruner", "landmark")
+SALIENCIES = ("detail", "cnn", "novelty")
+_NAMES = {"defaults.tiling": TILINGS, "defaults.reduce": REDUCTIONS, "defaults.saliency": SALIENCIES}
 _MOST = 1 << 24
 """Far beyond any model, and small enough for every product of a few such numbers."""
 _RANGES: tuple[tuple[str, tuple[str, ...], float, float], ...] = (

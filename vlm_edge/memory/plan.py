@@ -58,7 +58,7 @@ class Load:
     """What one run asks for: host bytes to decode each image, tiles per image, and the KV cache's length.
 
     layouts: how each image is cut, where a family's own rules do it; then `tiles` is not read.  again: the process has answered
-    before, and its sessions keep what they held.
+    before, and its sessions keep what they held.  saliency_bytes: of a network that tiles are chosen by, at work.
     """
 
     decode_bytes: tuple[int, ...]
@@ -67,6 +67,7 @@ class Load:
     kv_bits: int = 32
     layouts: tuple[ImageLayout, ...] | None = None
     again: bool = False
+    saliency_bytes: int = 0
 
 
 def stored_bytes(artifact_bytes: Mapping[str, int]) -> dict[str, int]:
@@ -105,4 +106,7 @@ def plan_run(model: ModelSpec, artifact_bytes: Mapping[str, int], load: Load, *,
         again=load.again,
     )  # fmt: skip
     items = run_items(subject, request, visual, decode_bytes=load.decode_bytes)
+    if load.saliency_bytes:
+        what = "the file twice, and one block of pixels with its activations"
+        items.append(PlanItem("saliency.network", load.saliency_bytes, PHASES[1:], what, "bound"))
     return sum_up(items, budget_bytes=budget_bytes, visual_tokens=visual.prompt)

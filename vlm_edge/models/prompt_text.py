@@ -32,6 +32,10 @@ class BundleText:
         """Values of one embedding."""
         return self._table.shape[1]
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text by itself."""
+        return _encoded(self._tokenizer, text, add_special_tokens=False)
+
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Input embeddings [len(tokens), D]."""
         rows = self._table.rows(tokens)
@@ -109,10 +113,14 @@ class Questions:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> tuple[int, ...]:
         """Tokens of a text."""
-        try:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        except Exception as cause:  # its errors share no class of their own
-            raise DamagedBundle(f"the tokenizer cannot read a text: {cause}", remedy=bundle_files.REBUILD) from cause
+        return _encoded(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
+
+def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    except Exception as cause:  # its errors share no class of their own
+        raise DamagedBundle(f"the tokenizer cannot read a text: {cause}", remedy=bundle_files.REBUILD) from cause
 
 
 def counter(tokenizer: Any) -> Callable[[str], int]:

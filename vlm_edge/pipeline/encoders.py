@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vlm_edge.core.bundle import Bundle, cache_folder
-from vlm_edge.core.contracts import EncoderRunner
+from vlm_edge.core.contracts import EncoderRunner, SaliencyRunner
 from vlm_edge.errors import BadInput, VlmEdgeError
 
 TENSORRT = "tensorrt"
+SALIENCY_ROLE = "saliency.graph"
 
 
 def decoder_target(device: str) -> str:
@@ -27,6 +30,23 @@ def open_encoder(bundle: Bundle, device: str, threads: int) -> EncoderRunner:
     encoder = OnnxEncoder(bundle.path("vision.graph", target=device), target=device, threads=threads)
     encoder.check_model(bundle.manifest.model)
     return encoder
+
+
+def open_saliency(bundle: Bundle, named: str | None, threads: int) -> SaliencyRunner:
+    """The saliency model in a file, or the bundle's own; on the CPU, whatever the device.
+
+    Raises BadInput where there is none, or it cannot be used.
+    """
+    from vlm_edge.backends.onnx.saliency import OnnxSaliency
+
+    if named is not None:
+        return OnnxSaliency(Path(named), threads=threads)
+    if not any(artifact.role == SALIENCY_ROLE for artifact in bundle.manifest.artifacts):
+        raise BadInput(
+            f"bundle {bundle.manifest.name} has no saliency model",
+            remedy="name one with --saliency-model FILE, or use --saliency detail",
+        )
+    return OnnxSaliency(bundle.path(SALIENCY_ROLE), threads=threads)
 
 
 def _through_tensorrt(bundle: Bundle, threads: int) -> EncoderRunner:

@@ -6,17 +6,23 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlm_edge.core.bundle import RunDefaults
 from vlm_edge.core.contracts import VlmFamily
-from vlm_edge.core.manifest_checks import REDUCTIONS, TILINGS
+from vlm_edge.core.load import OMIT_DEFAULT
+from vlm_edge.core.manifest_checks import REDUCTIONS, SALIENCIES, TILINGS
 from vlm_edge.errors import BadInput
 
 Box = tuple[int, int, int, int]
+CNN = "cnn"
 GIVEN = "given"
 """A Look's tiling where the caller named the tiles."""
-READ_BY = {"keep": ("random", "downsample"), "threshold": ("threshold",), "seed": ("random",)}
+READ_BY = {
+    "keep": ("random", "tome", "divprune", "cdpruner", "landmark", "downsample"),
+    "threshold": ("threshold",),
+    "seed": ("random",),
+}
 """Which reductions read a number; for the others a Look holds 1 or seed 0, so that what they ignore makes no other look."""
 
 
@@ -24,8 +30,9 @@ READ_BY = {"keep": ("random", "downsample"), "threshold": ("threshold",), "seed"
 class AskOptions:
     """None means: as the bundle says.
 
-    max_tiles: full-resolution tiles beside the global view.  keep: share of tokens kept (random, downsample).  threshold:
-    cosine above which neighbours merge.  temperature 0 is greedy.  seed: for sampling and random reduction.
+    max_tiles: full-resolution tiles beside the global view.  saliency: by what tiles are chosen.  saliency_model: an ONNX file for
+    `cnn`, which it implies; None is the bundle's own.  keep: share of each view's tokens that stays, for the reductions in
+    READ_BY.  threshold: cosine above which neighbours merge.  temperature 0 is greedy.  seed: for sampling and random reduction.
     tiles: boxes (x0, y0, x1, y1) in source pixels to show beside the global view, in that order, in place of a tiling.
     stop: texts before which the answer ends; a single one may be given as it is.
     Raises BadInput for a value outside its range or of another type.
@@ -43,10 +50,23 @@ class AskOptions:
     seed: int = 0
     max_pixels: int | None = None
     tiles: tuple[Box, ...] | None = None
+    saliency: str | None = field(default=None, metadata=OMIT_DEFAULT)
+    saliency_model: str | None = field(default=None, metadata=OMIT_DEFAULT)
 
     def __post_init__(self) -> None:
         _one_of("--tiling", self.tiling, TILINGS)
         _one_of("--reduce", self.reduce, REDUCTIONS)
+        _one_of("--saliency", self.saliency, SALIENCIES)
+        if self.saliency_model is not None and self.saliency not in (None, CNN):
+            raise BadInput(
+                f"--saliency {self.saliency} reads no --saliency-model",
+                remedy="use --saliency cnn, or leave the model out",
+            )
+        if self.chooses_tiles and self.tiling not in (None, "auto"):
+            raise BadInput(
+                f"--tiling {self.tiling} chooses no tiles by saliency",
+                remedy="use --tiling auto, or leave --saliency out",
+            )
         _at_least("--max-tiles", self.max_tiles, 0)
         _at_least("--max-new-tokens", self.max_new_tokens, 1)
         _at_least("--max-pixels", self.max_pixels, 1)
@@ -59,10 +79,17 @@ class AskOptions:
                 f"--temperature {self.temperature} is not allowed", remedy="use 0 for greedy, or a number above 0"
             )
         object.__setattr__(self, "stop", _texts(self.stop))
-        if self.tiles is not None and (self.tiling is not None or self.max_tiles is not None):
-            raise BadInput("the tiles are given, so --tiling and --max-tiles choose nothing", remedy="leave those out")
+        if self.tiles is not None and (self.tiling is not None or self.max_tiles is not None or self.chooses_tiles):
+            raise BadInput(
+                "the tiles are given, so --tiling, --max-tiles and --saliency choose nothing", remedy="leave those out"
+            )
         for box in self.tiles or ():
             _tile(box)
+
+    @property
+    def chooses_tiles(self) -> bool:
+        """Whether the caller said by what saliency tiles are chosen."""
+        return self.saliency is not None or self.saliency_model is not None
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,8 @@ class Look:
     threshold: float
     seed: int
     tiles: tuple[Box, ...] | None = None
+    saliency: str = ""
+    saliency_model: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -89,7 +118,7 @@ class Look:
         A family without free tiles cuts images by its own rules: then `grid` means those, and `max_tiles` how many tiles
         they may come to.
         """
-        tiling = options.tiling or defaults.tiling
+        tiling = options.tiling or ("auto" if options.chooses_tiles else defaults.tiling)
         _check_family(options, tiling, family)
         if not family.free_tiles and options.max_tiles == 0:
             tiling = "none"
@@ -101,13 +130,11 @@ class Look:
             asked = f"--max-tiles {tiles}" if boxes is None else f"a question with {tiles} tiles"
             raise BadInput(f"{asked} exceeds this bundle's limit", remedy=f"use {limit_tiles} tiles or fewer")
         reduce = options.reduce or defaults.reduce
-        if reduce != "none" and not family.reducible:
-            raise BadInput(
-                f"the visual tokens of {family.name} form a grid in the prompt, which --reduce {reduce} would break",
-                remedy="use --reduce none",
-            )
+        _check_reduction(reduce, family)
         keep = defaults.keep if options.keep is None else options.keep
         threshold = defaults.threshold if options.threshold is None else options.threshold
+        saliency = options.saliency or (CNN if options.saliency_model is not None else defaults.saliency)
+        salient = tiling == "auto" and tiles > 0
         return Look(
             tiling=tiling,
             max_tiles=0 if tiling == "none" else tiles,
@@ -116,6 +143,23 @@ class Look:
             threshold=threshold if reduce in READ_BY["threshold"] else 1.0,
             seed=options.seed if reduce in READ_BY["seed"] else 0,
             tiles=boxes,
+            saliency=saliency if salient else "",
+            saliency_model=options.saliency_model if salient and saliency == CNN else None,
+        )
+
+
+def allowed_reductions(family: VlmFamily) -> tuple[str, ...]:
+    """What --reduce may be for a family: all of them work on the tokens behind the projector."""
+    free = family.reducible and "after_projector" in family.merge_sites
+    return REDUCTIONS if free else ("none",)
+
+
+def _check_reduction(reduce: str, family: VlmFamily) -> None:
+    allowed = allowed_reductions(family)
+    if reduce not in allowed:
+        raise BadInput(
+            f"the visual tokens of {family.name} form a grid in the prompt, which --reduce {reduce} would break",
+            remedy=f"use --reduce {' or '.join(allowed)}, which is all that this family allows",
         )
 
 
@@ -126,6 +170,11 @@ def _check_family(options: AskOptions, tiling: str, family: VlmFamily) -> None:
         raise BadInput(
             f"models of the family {family.name} cut images by rules of their own; tiles cannot be given",
             remedy="use --tiling grid for those, or --tiling none",
+        )
+    if options.chooses_tiles:
+        raise BadInput(
+            f"--saliency chooses tiles, and models of the family {family.name} cut images by rules of their own",
+            remedy="leave --saliency out",
         )
     if tiling == "auto":
         raise BadInput(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -16,10 +17,10 @@ from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput, DoesNotFit
 from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.memory.plan import Load, Plan, plan_run
-from vlm_edge.pipeline.encoders import decoder_target
-from vlm_edge.pipeline.options import AskOptions, Look
+from vlm_edge.pipeline.encoders import SALIENCY_ROLE, decoder_target
+from vlm_edge.pipeline.options import CNN, AskOptions, Look
 from vlm_edge.units import format_bytes
-from vlm_edge.vision import sources
+from vlm_edge.vision import saliency, sources
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
 REDUCED_DECODE_FACTOR = 4
@@ -58,11 +59,22 @@ def plan(
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
     decode = tuple(_decode_bytes(header, reduced_px(bundle, look)) for header in images)
     layouts = None if family.free_tiles else image_layouts(bundle, images, look)
-    kv_bits = {"int8": 8, "int4": 4}.get(bundle.manifest.kv_cache(decoder_target(device)), 32)
     load = Load(
-        decode, look.max_tiles, context_tokens=limits.max_model_len, kv_bits=kv_bits, layouts=layouts, again=again
-    )
+        decode, look.max_tiles, context_tokens=limits.max_model_len,
+        kv_bits={"int8": 8, "int4": 4}.get(bundle.manifest.kv_cache(decoder_target(device)), 32), layouts=layouts,
+        again=again, saliency_bytes=_saliency_bytes(look, sizes),
+    )  # fmt: skip
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
+
+
+def _saliency_bytes(look: Look, sizes: Mapping[str, int]) -> int:
+    """What a saliency model takes; of one that cannot be read nothing, since opening it says why."""
+    if look.saliency != CNN:
+        return 0
+    named = None if look.saliency_model is None else Path(look.saliency_model)
+    if named is None:
+        return saliency.cnn_bytes(sizes.get(SALIENCY_ROLE, 0))
+    return saliency.cnn_bytes(named.stat().st_size) if named.is_file() else 0
 
 
 def reduced_px(bundle: Bundle, look: Look) -> int | None:

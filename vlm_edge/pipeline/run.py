@@ -14,20 +14,20 @@ from PIL.Image import Image as PilImage
 
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
-from vlm_edge.core.contracts import Floats, Positions, Span
+from vlm_edge.core.contracts import Floats, Positions, SaliencyRunner, Span
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
 from vlm_edge.pipeline.embedded import EMBEDDED as EMBEDDED
 from vlm_edge.pipeline.embedded import NANO as NANO
-from vlm_edge.pipeline.encoders import decoder_target, open_encoder
+from vlm_edge.pipeline.encoders import decoder_target, open_encoder, open_saliency
 from vlm_edge.pipeline.fit import Fitted, fit_tiles
-from vlm_edge.pipeline.options import AskOptions, Look
+from vlm_edge.pipeline.options import CNN, AskOptions, Look
 from vlm_edge.pipeline.planning import ImageInput, check_fits, image_layouts, plan, reduced_px, source_header
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
-from vlm_edge.pipeline.views import Seen, SeenCache, see, timed
+from vlm_edge.pipeline.views import ASKS_THE_QUESTION, Hints, Seen, SeenCache, see, timed
 from vlm_edge.units import parse_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.fingerprint import fingerprint
@@ -62,6 +62,8 @@ class Pipeline:
         self._load_ms = 1000 * (time.perf_counter() - started)
         self._join_rows = bundle.manifest.recipe.get("join_rows") is True
         self._cache = SeenCache()
+        self._threads = threads
+        self._networks: dict[str | None, SaliencyRunner] = {}
         self._in_engine: list[tuple[str, int]] = []
         self._next_position: int | None = None
 
@@ -135,9 +137,11 @@ class Pipeline:
             )  # fmt: skip
         tokens = self._prompt.tokens(question, layouts)
         self._check_length(self._least_length(tokens, layouts, look), new_tokens)
+        hints = self._hints(look, question, timings)
+        about = f"{look!r}{question if hints.words is not None else ''}"
         seen, keys = [], []
         for each, header in zip(images, headers, strict=True):
-            shown, key = self._see(each, header, look, planned, max_pixels, timings)
+            shown, key = self._see(each, header, look, planned, max_pixels, timings, hints=hints, about=about)
             seen.append(shown)
             keys.append(key)
         with timed(timings, "prefill"):
@@ -165,6 +169,22 @@ class Pipeline:
             views=() if self._family.free_tiles else first.boxes,
         )
 
+    def _hints(self, look: Look, question: str, timings: dict[str, float]) -> Hints:
+        """What tiles and tokens are chosen by. A saliency model is loaded when it is first asked for.
+
+        Raises BadInput where the bundle has none and none was named, or one cannot be used.
+        """
+        words = None
+        if look.reduce in ASKS_THE_QUESTION:
+            words = self._prompt.text.embed(self._prompt.text.encode(question))
+        if look.saliency != CNN:
+            return Hints(words=words)
+        named = look.saliency_model
+        if named not in self._networks:
+            with timed(timings, "saliency"):
+                self._networks[named] = open_saliency(self.bundle, named, self._threads)
+        return Hints(self._networks[named], words)
+
     def _see(
         self,
         image: ImageInput,
@@ -173,12 +193,15 @@ class Pipeline:
         planned: Plan,
         max_pixels: int,
         timings: dict[str, float],
+        *,
+        hints: Hints,
+        about: str,
     ) -> tuple[Seen, str]:
         """Visual tokens of an image, from the cache where possible, and its cache key."""
         with timed(timings, "preprocess"):
             if isinstance(image, PilImage):
                 check_fits(planned)  # its fingerprint decodes it
-            key = fingerprint(image) + repr(look)
+            key = fingerprint(image) + about
         known = self._cache.get(key)
         if known is None:
             check_fits(planned)
@@ -190,7 +213,7 @@ class Pipeline:
                     pixels = sources.load_reduced(image, at_least_px=least, max_pixels=max_pixels)
             known = see(
                 pixels, source_px=(header.width, header.height), look=look, prompt=self._prompt, encoder=self._encoder,
-                timings_ms=timings, free_tiles=self._family.free_tiles, join_rows=self._join_rows,
+                timings_ms=timings, free_tiles=self._family.free_tiles, join_rows=self._join_rows, hints=hints,
             )  # fmt: skip
             self._cache.put(key, known)
         return known, key

@@ -23,6 +23,7 @@ from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.pipeline import awq_checks, decoder_checks, vision_checks
 from vlm_edge.pipeline.checks import Check, Part, Verification, not_checked
 from vlm_edge.pipeline.embedded import bundle_folder
+from vlm_edge.pipeline.encoders import SALIENCY_ROLE, open_saliency
 from vlm_edge.pipeline.export_llm import TEXT_SOURCE
 from vlm_edge.pipeline.source import Source, describe
 from vlm_edge.pipeline.tools import require_build_tools
@@ -113,6 +114,18 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
     if awq_checks.has_awq(bundle):
         step(f"check {awq_checks.NAME}")
         yield from awq_checks.awq_checks(bundle)
+    if any(artifact.role == SALIENCY_ROLE for artifact in manifest.artifacts):
+        step("check saliency")
+        yield _saliency(bundle, threads)
+
+
+def _saliency(bundle: Bundle, threads: int) -> Check:
+    """That the network loads and has the signature; how good its choices are no file says."""
+    try:
+        open_saliency(bundle, None, threads)
+    except BadInput as cause:
+        return Check("load saliency", False, note=cause.message)
+    return Check("load saliency", True)
 
 
 def _files(root: Path, manifest: Manifest) -> Iterator[Check]:

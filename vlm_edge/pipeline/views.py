@@ -12,18 +12,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.core.contracts import EncoderRunner, Floats, PromptBuilder, ViewMaker
+from vlm_edge.core.contracts import EncoderRunner, Floats, PromptBuilder, SaliencyRunner, ViewMaker
 from vlm_edge.core.geometry import ImageLayout, TokenGeometry
 from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.errors import BadInput, DamagedBundle
-from vlm_edge.pipeline.options import Box, Look
+from vlm_edge.pipeline.options import CNN, Box, Look
 from vlm_edge.tokens.positions import TokenSet, row_order
 from vlm_edge.tokens.reduce import reduce_tokens
+from vlm_edge.tokens.relevance import text_relevance
 from vlm_edge.vision import preprocess, saliency, tiling
 from vlm_edge.vision.tiling import Tile
 
 CELLS_PER_TILE = 16
+MOST_CELLS = 1 << 20
+"""An image with more cells than this gets larger ones: placing tiles takes about 100 bytes a cell."""
 CACHED_IMAGES = 4
+NOVELTY = "novelty"
+ASKS_THE_QUESTION = frozenset({"cdpruner"})
+"""Reductions that choose by the question, so that what they leave of an image serves no other."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What tiles and tokens are chosen by, beside the image.
+
+    network: of a Look by `cnn`.  words: embeddings [N, Dl] of the question, for a reduction in ASKS_THE_QUESTION.
+    """
+
+    network: SaliencyRunner | None = None
+    words: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +120,19 @@ def timed(timings_ms: MutableMapping[str, float], name: str) -> Iterator[None]:
         timings_ms[name] = timings_ms.get(name, 0.0) + 1000 * (time.perf_counter() - start)
 
 
-def choose_tiles(pixels: NDArray[np.uint8], geometry: TokenGeometry, look: Look) -> tuple[Tile, ...]:
+def choose_tiles(
+    pixels: NDArray[np.uint8],
+    geometry: TokenGeometry,
+    look: Look,
+    *,
+    network: SaliencyRunner | None = None,
+    whole: Floats | None = None,
+) -> tuple[Tile, ...]:
     """The tiles that a Look gives an image; none where the global view already shows every pixel.
 
-    Raises BadInput when a tile that the caller gave is larger than a view or reaches past the image.
+    network: for saliency by `cnn`.  whole: the global view's tokens [P, D], for `novelty`.
+    Raises BadInput when a tile that the caller gave is larger than a view or reaches past the image, or the network's values
+    cannot be used.
     """
     height, width = pixels.shape[:2]
     side = geometry.view_px
@@ -116,9 +142,22 @@ def choose_tiles(pixels: NDArray[np.uint8], geometry: TokenGeometry, look: Look)
         return ()
     if look.tiling == "grid":
         return tiling.grid_tiles(image_px=(width, height), tile_px=side, max_tiles=look.max_tiles)
-    cell = side // CELLS_PER_TILE
-    detail = saliency.detail(preprocess.grey(pixels), cell_px=cell)
-    return tiling.salient_tiles(detail, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles)
+    cell = cell_px_for(width, height, side)
+    if look.saliency == CNN and network is not None:
+        found = saliency.cnn(pixels, network, cell_px=cell)
+    elif look.saliency == NOVELTY and whole is not None:
+        found = saliency.to_cells(saliency.novelty(whole, grid=geometry.grid), image_px=(width, height), cell_px=cell)
+    else:
+        found = saliency.detail_of_bands([pixels], cell_px=cell)
+    return tiling.salient_tiles(found, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles)
+
+
+def cell_px_for(width: int, height: int, side_px: int) -> int:
+    """A part of the tile's side, so small that CELLS_PER_TILE make one, unless that came to more than MOST_CELLS."""
+    cell = side_px // CELLS_PER_TILE
+    while -(-width // cell) * -(-height // cell) > MOST_CELLS and side_px % (2 * cell) == 0:
+        cell *= 2
+    return cell
 
 
 def _given_tile(box: Box, *, image_px: tuple[int, int], side_px: int) -> Tile:
@@ -141,20 +180,29 @@ def see(
     timings_ms: MutableMapping[str, float],
     free_tiles: bool,
     join_rows: bool = False,
+    hints: Hints | None = None,
 ) -> Seen:
     """Cut, encode and reduce one image.
 
     pixels: RGB uint8 [H, W, 3].  source_px: width and height of the source, larger than `pixels` where it was decoded at a
     reduced scale (then without tiles).  free_tiles: whether the Look's tiles lie anywhere, or are those of the family.
     """
-    geometry = prompt.views.geometry
+    geometry, hints, whole = prompt.views.geometry, hints or Hints(), None
+    if free_tiles and look.saliency == NOVELTY and max(pixels.shape[:2]) > geometry.view_px:
+        with timed(timings_ms, "preprocess"):
+            first = _tiled(pixels, (), prompt.views)
+        with timed(timings_ms, "vision"):
+            whole = encoder.encode(_graph_inputs(first, encoder))
     with timed(timings_ms, "saliency"):
-        tiles = choose_tiles(pixels, geometry, look) if free_tiles else ()
+        tiles: tuple[Tile, ...] = ()
+        if free_tiles:
+            tokens = None if whole is None else whole[0]
+            tiles = choose_tiles(pixels, geometry, look, network=hints.network, whole=tokens)
     with timed(timings_ms, "preprocess"):
         shown = _tiled(pixels, tiles, prompt.views) if tiles else prompt.views.prepare(pixels, whole=look.whole)
     layout = shown.layout
     with timed(timings_ms, "vision"):
-        features = encoder.encode(_graph_inputs(shown, encoder))
+        features = _encoded(shown, encoder, whole if tiles else None)
     with timed(timings_ms, "reduce"):
         grid = geometry.grid
         if features.ndim == 2:  # packed patches: one view, in the image's own proportions
@@ -166,8 +214,9 @@ def see(
                 remedy="export the vision encoder again with this version",
             )
         views = reduce_tokens(
-            look.reduce, features, grid=grid, threshold=look.threshold, keep=look.keep, seed=look.seed
-        )
+            look.reduce, features, grid=grid, threshold=look.threshold, keep=look.keep, seed=look.seed,
+            scores=_token_scores(look.reduce, features, grid, hints.words),
+        )  # fmt: skip
         runs = prompt.runs(prompt_views(views, tiles, grid, join_rows=join_rows), layout)
     return Seen(
         *source_px,
@@ -178,6 +227,24 @@ def see(
         boxes=tuple(shown.boxes),
         removed=sum(len(view.members) - len(view) for view in views),
     )
+
+
+def _encoded(shown: ImageInputs, encoder: EncoderRunner, whole: Floats | None) -> Floats:
+    """Features of every view; those of the first one, where they are known already, are not computed again."""
+    arrays = _graph_inputs(shown, encoder)
+    if whole is None:
+        return encoder.encode(arrays)
+    rest = {name: array[1:] for name, array in arrays.items()}
+    return np.concatenate([whole, encoder.encode(rest)])
+
+
+def _token_scores(method: str, features: Floats, grid: tuple[int, int], words: Floats | None) -> Floats | None:
+    """What a reduction of tokens.reduce.SCORED chooses by: likeness to the question, or how unlike its surroundings a token is."""
+    if method in ASKS_THE_QUESTION and words is not None:
+        return text_relevance(features, words)
+    if method == "landmark":
+        return np.stack([saliency.novelty(view, grid=grid).reshape(-1) for view in features])
+    return None
 
 
 def _tiled(pixels: NDArray[np.uint8], tiles: Sequence[Tile], maker: ViewMaker) -> ImageInputs:

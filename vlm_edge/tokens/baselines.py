@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.core.reduction import kept_tokens
 from vlm_edge.errors import BadInput
-from vlm_edge.tokens.positions import DROPPED, TokenSet, check_features, check_fraction, grid_positions
+from vlm_edge.tokens.positions import TokenSet, check_features, check_fraction, pick_tokens
 
 
 def pooled_grid(grid: tuple[int, int], keep: float) -> tuple[int, int]:
@@ -40,10 +40,7 @@ def random_keep(
     sets = []
     for view in range(views):
         chosen = np.sort(np.random.default_rng((seed, view)).choice(tokens, count, replace=False))
-        members = np.full(tokens, DROPPED, np.int32)
-        members[chosen] = np.arange(count)
-        positions = grid_positions(grid, view)[chosen]
-        sets.append(TokenSet(features[view, chosen], np.ones(count, np.int32), positions, members))
+        sets.append(pick_tokens(features[view], chosen, grid=grid, view=view))
     return tuple(sets)
 
 
@@ -62,7 +59,7 @@ def downsample(features: NDArray[np.float32], *, grid: tuple[int, int], keep: fl
     pooled_rows, pooled_cols = pooled_grid(grid, keep)
     count = pooled_rows * pooled_cols
     down, across = _pools(rows, pooled_rows), _pools(cols, pooled_cols)
-    members = (_owners(rows, pooled_rows)[:, None] * pooled_cols + _owners(cols, pooled_cols)).reshape(-1)
+    members = _members(grid, (pooled_rows, pooled_cols))
     sizes = np.bincount(members, minlength=count).astype(np.int32)
     centres = [((a + b - 1) / 2, (c + d - 1) / 2) for a, b in down for c, d in across]
     views, _, channels = features.shape
@@ -74,6 +71,21 @@ def downsample(features: NDArray[np.float32], *, grid: tuple[int, int], keep: fl
         TokenSet(tokens[view], sizes, np.array([(view, *centre) for centre in centres], np.float32), members)
         for view in range(views)
     )
+
+
+def pooling(grid: tuple[int, int], keep: float) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """What downsample() does, as weights [K, P] by which a view's tokens are summed, and the pool [P] that each counts with."""
+    (rows, cols), (pooled_rows, pooled_cols) = grid, pooled_grid(grid, keep)
+    down, across = np.zeros((pooled_rows, rows)), np.zeros((pooled_cols, cols))
+    for axis, tokens, pools in ((down, rows, pooled_rows), (across, cols, pooled_cols)):
+        for pool, (start, end) in enumerate(_pools(tokens, pools)):
+            axis[pool, start:end] = 1 / (end - start)
+    return np.asarray(np.kron(down, across), np.float64), _members(grid, (pooled_rows, pooled_cols))
+
+
+def _members(grid: tuple[int, int], pooled: tuple[int, int]) -> NDArray[np.int32]:
+    down, across = (_owners(tokens, pools) for tokens, pools in zip(grid, pooled, strict=True))
+    return np.asarray((down[:, None] * pooled[1] + across).reshape(-1), np.int32)
 
 
 def _elongation(grid: tuple[int, int], shape: tuple[int, int]) -> float:

@@ -105,3 +105,13 @@ def average_clusters(
         sums = np.add.reduceat(features[grouped], np.cumsum(counts) - counts, axis=0, dtype=np.float64)
         means[merged] = sums / counts[:, None]
     return TokenSet(means, sizes.astype(np.int32), places.astype(np.float32), members.astype(np.int32))
+
+
+def pick_tokens(
+    features: NDArray[np.float32], chosen: NDArray[np.intp], *, grid: tuple[int, int], view: int
+) -> TokenSet:
+    """The chosen tokens of a view as they are; the others are dropped.  features: [P, D].  chosen: indices, ascending."""
+    members = np.full(len(features), DROPPED, np.int32)
+    members[chosen] = np.arange(len(chosen))
+    positions = grid_positions(grid, view)[chosen]
+    return TokenSet(features[chosen], np.ones(len(chosen), np.int32), positions, members)

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from vlm_edge.errors import BadInput
 from vlm_edge.tokens.baselines import downsample, random_keep
+from vlm_edge.tokens.diversity import divprune, landmark
 from vlm_edge.tokens.matching import grow_clusters
 from vlm_edge.tokens.positions import TokenSet, average_clusters, check_features, check_fraction, keep_all
+from vlm_edge.tokens.relevance import cdpruner, visionzip
+from vlm_edge.tokens.tome import tome
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,16 @@ class ReduceOptions:
     """What the reducers need beside features; each reads its own part.
 
     grid: (rows, cols) of tokens in a view.  threshold: cosine above which neighbours merge.  keep: fraction of tokens
-    that stay.  seed: of a random choice.  A threshold or keep outside (0, 1] is BadInput, read by the reducer or not.
+    that stay.  seed: of a random choice.  scores: float32 [V, P], what SCORED says that a method chooses by.  rounds: of tome.
+    A threshold or keep outside (0, 1] is BadInput, read by the reducer or not.
     """
 
     grid: tuple[int, int]
     threshold: float = 0.95
     keep: float = 0.5
     seed: int = 0
+    scores: NDArray[np.float32] | None = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction("threshold", self.threshold)
@@ -65,8 +71,23 @@ REDUCERS: Mapping[str, Reducer] = MappingProxyType(
             features, grid=options.grid, keep=options.keep, seed=options.seed
         ),
         "downsample": lambda features, options: downsample(features, grid=options.grid, keep=options.keep),
+        "tome": lambda features, options: tome(features, grid=options.grid, keep=options.keep, rounds=options.rounds),
+        "divprune": lambda features, options: divprune(features, grid=options.grid, keep=options.keep),
+        "cdpruner": lambda features, options: cdpruner(
+            features, grid=options.grid, keep=options.keep, relevance=options.scores
+        ),
+        "visionzip": lambda features, options: visionzip(
+            features, grid=options.grid, keep=options.keep, attention=options.scores
+        ),
+        "landmark": lambda features, options: landmark(
+            features, grid=options.grid, keep=options.keep, importance=options.scores
+        ),
     }
 )
+SCORED: Mapping[str, str] = MappingProxyType(
+    {"cdpruner": "relevance", "visionzip": "attention", "landmark": "importance"}
+)
+"""What the scores are that a method chooses by; landmark does without as well."""
 
 
 def reduce_tokens(
@@ -77,13 +98,16 @@ def reduce_tokens(
     threshold: float = 0.95,
     keep: float = 0.5,
     seed: int = 0,
+    scores: NDArray[np.float32] | None = None,
+    rounds: int | None = None,
 ) -> tuple[TokenSet, ...]:
     """Apply the reducer of that name to features float32 [V, P, D]: one TokenSet per view.
 
+    scores: float32 [V, P], for the methods in SCORED.  rounds: of tome; None lets it choose.
     Raises BadInput for an unknown name, an option out of range, or features that do not fit the grid.
     """
     if method not in REDUCERS:
         nearest = difflib.get_close_matches(method, REDUCERS, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise BadInput(f"no reducer is called {method!r}", remedy=f"{hint}choose one of {', '.join(REDUCERS)}")
-    return REDUCERS[method](features, ReduceOptions(grid, threshold, keep, seed))
+    return REDUCERS[method](features, ReduceOptions(grid, threshold, keep, seed, scores, rounds))

@@ -89,7 +89,7 @@ def probe(source: Encoded | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS
     source: encoded, as in load_image, or a PIL image.  Raises BadImage without a readable header, or if it says more than
     max_pixels.
     """
-    with _opened(source, max_pixels) as (image, _):
+    with opened(source, max_pixels) as (image, _):
         width, height = image.size[::-1] if _orientation(image) >= 5 else image.size
         return ImageHeader(width, height, image.format or "", image.mode, bool(image.info.get("progressive")))
 
@@ -116,7 +116,7 @@ def load_image(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sourc
         _check_size(source.shape[1], source.shape[0], "array", max_pixels)
         rgb = source if source.ndim == 3 else np.dstack([source] * 3)
         return SourceImage(np.ascontiguousarray(rgb), "array", "array")
-    with _opened(source, max_pixels) as (image, name):
+    with opened(source, max_pixels) as (image, name):
         return SourceImage(_decode(image, name), name, image.format or "memory")
 
 
@@ -128,7 +128,7 @@ def load_reduced(source: Source, *, at_least_px: int, max_pixels: int = DEFAULT_
     """
     if isinstance(source, np.ndarray | Image.Image):  # a draft would change the caller's image
         return load_image(source, max_pixels=max_pixels).pixels
-    with _opened(source, max_pixels) as (image, name):
+    with opened(source, max_pixels) as (image, name):
         image.draft(None, (max(1, at_least_px), max(1, at_least_px)))
         return _decode(image, name)
 
@@ -146,7 +146,7 @@ def open_stream(source: Source) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _opened(source: Source, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
+def opened(source: Source, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
     """An image with its header read and its size allowed, and its name; what fails in the body becomes BadImage too."""
     name = _name(source)
     with _PILLOW_LOCK, warnings.catch_warnings(), open_stream(source) as stream, ExitStack() as stack:
@@ -230,11 +230,12 @@ def _decode(image: Image.Image, name: str) -> Rgb:
     rows = max(1, _BAND_PX // width)
     for y in range(0, height, rows):
         band = image.crop((0, y, width, min(y + rows, height)))
-        as_stored[y : y + rows] = _scaled_grey(band, *black_white, name) if black_white else _rgb(band)
+        as_stored[y : y + rows] = _scaled_grey(band, *black_white, name) if black_white else as_rgb(band)
     return pixels
 
 
-def _rgb(band: Image.Image) -> Rgb:
+def as_rgb(band: Image.Image) -> Rgb:
+    """A decoded image of up to 8 bits a sample as uint8 RGB [H, W, 3], transparency over white."""
     if not band.has_transparency_data:
         return np.asarray(band.convert("RGB"))
     band = (band.convert("LA") if band.mode == "La" else band).convert("RGBA")  # La has no direct way to RGBA
