@@ -88,7 +88,7 @@ def test_memory_is_that_of_a_strip(size):
     saliency.detail(gray, cell_px=7)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 4 * saliency.STRIP_PX < peak < 18 * saliency.STRIP_PIXELS
+    assert 4 * saliency.STRIP_PX < peak < 18 * saliency.STRIP_PX
 
 
 def test_a_flat_image_scores_nothing():
