@@ -235,8 +235,7 @@ def _outputs(traced: Traced, folder: Path, threads: int) -> list[NDArray[np.floa
 def _choose_int8(traced: Traced, base: Path, threads: int, limit: Limit) -> tuple[tuple[Int8Candidate, ...], str, str]:
     """Make each scheme's graph beside the fp32 one; of those that pass, the fastest within the aim is kept."""
     candidates = []
-    left_out = frozenset() if host.exact_int8_products() else precision.EXACT_PRODUCTS
-    for scheme in [name for name in precision.INT8_SCHEMES if name not in left_out]:
+    for scheme in precision.int8_schemes(exact=host.exact_int8_products()):
         graph = _load(base / GRAPH)
         # Rounding first: once fused, attention would swallow the weights of query, key and value in fp32.
         with _quiet():
@@ -261,7 +260,6 @@ def _choose_int8(traced: Traced, base: Path, threads: int, limit: Limit) -> tupl
         f"{'' if other.ok else ', beyond the limits'}"
         for other in others
     ]
-    reasons += [f"{name} needs a CPU with VNNI, which this is not" for name in sorted(left_out)]
     return tuple(candidates), best.scheme, "; ".join(reasons)
 
 

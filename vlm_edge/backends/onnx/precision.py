@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from vlm_edge.backends.onnx.graph_passes import (
     owner,
     replace_node,
 )  # fmt: skip
+from vlm_edge.backends.onnx.runner import UNSIGNED
 
 Floats = NDArray[np.float32]
 FP16_MAX = 65_504.0
@@ -36,6 +38,8 @@ UNTYPED_OPS = frozenset({"Shape", "Size"})
 NBITS_BLOCK = 32
 NBITS_INT8_COMPUTE = 4
 """MatMulNBits' accuracy_level: activations are quantized to int8 by block, as the weights are."""
+MIDDLE = 128
+"""The code that stands for 0 where codes are unsigned."""
 OUTLIER_RATIO = 4.0
 """A norm is smoothed when its largest channel exceeds the median one by this factor."""
 
@@ -195,11 +199,13 @@ def weights_to_nbits(model: Any) -> int:
     return count
 
 
-def weights_to_dynamic_int8(model: Any) -> int:
-    """MatMul with a constant weight -> MatMulInteger: int8 weights by output channel, activations by tensor at run time.
+def weights_to_dynamic_int8(model: Any, *, unsigned: bool = False) -> int:
+    """MatMul with a constant weight -> MatMulInteger: 8-bit weights by output channel, activations by tensor at run time.
 
-    Standard operators; ONNX Runtime fuses each group into one kernel. Products of one input share its quantization. Returns how
-    many products were replaced.
+    Standard operators; ONNX Runtime fuses each group into one kernel. Products of one input share its quantization.
+    unsigned: store the same codes as uint8 around a zero point of 128. Products of two unsigned bytes are added in 32 bits on
+    every CPU; x86 without VNNI adds those of an unsigned and a signed one in 16 bits and cuts off what does not fit.
+    Returns how many products were replaced.
     """
     import onnx_ir as ir
 
@@ -216,10 +222,11 @@ def weights_to_dynamic_int8(model: Any) -> int:
             quantized[given] = codes.outputs[0], codes.outputs[1], codes.outputs[2]
         codes_, scale, zero = quantized[given]
         steps = np.maximum(np.abs(weight).max(0), 1e-12).astype(np.float32) / np.float32(127)
-        rounded = np.clip(np.rint(weight / steps), -127, 127).astype(np.int8)
-        constant = add_initializer(model, f"{name}.codes", rounded)
+        rounded = np.clip(np.rint(weight / steps), -127, 127)
+        stored = (rounded + MIDDLE).astype(np.uint8) if unsigned else rounded.astype(np.int8)
+        constant = add_initializer(model, f"{name}{UNSIGNED if unsigned else '.codes'}", stored)
         by_channel = add_initializer(model, f"{name}.scales", steps)
-        none = add_initializer(model, f"{name}.zeros", np.zeros(len(steps), np.int8))
+        none = add_initializer(model, f"{name}.zeros", np.full(len(steps), MIDDLE if unsigned else 0, stored.dtype))
         sums = insert_before(node, "MatMulInteger", [codes_, constant, zero, none], like=out, dtype=ir.DataType.INT32)
         real = insert_before(node, "Cast", [sums], like=out, to=int(ir.DataType.FLOAT))
         both = insert_before(node, "Mul", [scale, by_channel], dtype=ir.DataType.FLOAT)
@@ -232,9 +239,17 @@ def weights_to_dynamic_int8(model: Any) -> int:
 INT8_SCHEMES: Mapping[str, Callable[[Any], int]] = {
     "matmul_nbits": weights_to_nbits,
     "dynamic": weights_to_dynamic_int8,
+    "dynamic_unsigned": partial(weights_to_dynamic_int8, unsigned=True),
 }
-EXACT_PRODUCTS = frozenset({"dynamic"})
-"""Schemes for CPUs alone that multiply 8-bit integers without loss; elsewhere they are not tried."""
+
+
+def int8_schemes(*, exact: bool) -> tuple[str, ...]:
+    """Schemes to try on a CPU that multiplies unsigned by signed bytes exactly, or on one that does not.
+
+    Where both kinds of dynamic weights are right, the signed one is as right and quicker.
+    """
+    left_out = "dynamic_unsigned" if exact else "dynamic"
+    return tuple(name for name in INT8_SCHEMES if name != left_out)
 
 
 def _replace_products(model: Any, product: Callable[[Any, Floats, str], Any]) -> int:

@@ -16,6 +16,8 @@ from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.memory.plan import ENCODE_VIEWS
 
+UNSIGNED = ".unsigned_codes"
+"""The end of the names of 8-bit weights that are unsigned, which every CPU multiplies exactly."""
 _INTEGER_PRODUCT = b"MatMulInteger"
 
 
@@ -85,10 +87,13 @@ class OnnxEncoder:
 
 
 def _require_exact_products(graph: Path) -> None:
-    """The operator's name stands in the file as it is, and large graphs keep their weights in another one."""
-    if host.exact_int8_products() or not graph.is_file() or _INTEGER_PRODUCT not in graph.read_bytes():
+    """Names stand in the file as they are, and large graphs keep their weights in another one."""
+    if host.exact_int8_products() or not graph.is_file():
+        return
+    content = graph.read_bytes()
+    if _INTEGER_PRODUCT not in content or UNSIGNED.encode() in content:
         return
     raise BadInput(
-        f"{graph} multiplies 8-bit integers, which this CPU, without VNNI, does with large errors",
+        f"{graph} multiplies signed 8-bit integers, which this CPU, without VNNI, does with large errors",
         remedy="export the vision encoder again on this machine with --dtype int8, or with --dtype fp32",
     )
