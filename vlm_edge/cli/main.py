@@ -17,7 +17,9 @@ from vlm_edge.cli.evaluate import evaluate
 from vlm_edge.cli.export import export
 from vlm_edge.cli.info import info
 from vlm_edge.cli.plan import plan
+from vlm_edge.cli.profiles import app as profiles
 from vlm_edge.cli.quantize import quantize
+from vlm_edge.cli.recipes import app as recipes
 from vlm_edge.cli.run import run
 from vlm_edge.cli.start import main
 from vlm_edge.cli.usage import PlainUsage
@@ -71,6 +73,8 @@ app.command("quantize", cls=PlainUsage)(quantize)
 app.command("verify", cls=PlainUsage)(verify)
 app.command("info", cls=PlainUsage)(info)
 app.command("doctor", cls=PlainUsage)(doctor)
+app.add_typer(recipes)
+app.add_typer(profiles)
 
 
 def execute(arguments: Sequence[str]) -> int:
