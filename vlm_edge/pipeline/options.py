@@ -6,10 +6,11 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlm_edge.core.bundle import RunDefaults
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.core.load import OMIT_DEFAULT
 from vlm_edge.core.manifest_checks import REDUCTIONS, TILINGS
 from vlm_edge.errors import BadInput
 
@@ -28,6 +29,7 @@ class AskOptions:
     cosine above which neighbours merge.  temperature 0 is greedy.  seed: for sampling and random reduction.
     tiles: boxes (x0, y0, x1, y1) in source pixels to show beside the global view, in that order, in place of a tiling.
     stop: texts before which the answer ends; a single one may be given as it is.
+    ignore_eos: go on behind the end token until max_new_tokens, so that every answer takes as many steps.
     Raises BadInput for a value outside its range or of another type.
     """
 
@@ -43,6 +45,7 @@ class AskOptions:
     seed: int = 0
     max_pixels: int | None = None
     tiles: tuple[Box, ...] | None = None
+    ignore_eos: bool = field(default=False, metadata=OMIT_DEFAULT)
 
     def __post_init__(self) -> None:
         _one_of("--tiling", self.tiling, TILINGS)

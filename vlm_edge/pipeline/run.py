@@ -64,6 +64,7 @@ class Pipeline:
         self._cache = SeenCache()
         self._in_engine: list[tuple[str, int]] = []
         self._next_position: int | None = None
+        self._answered = False
 
     @classmethod
     def load(
@@ -129,9 +130,7 @@ class Pipeline:
             max_pixels = options.max_pixels or limits.max_pixels
             headers = tuple(source_header(each, max_pixels) for each in images)
             layouts = image_layouts(self.bundle, headers, look)
-            planned = plan(
-                self.bundle, options, images=headers, budget_bytes=self.budget_bytes, again=bool(self._in_engine)
-            )
+            planned = plan(self.bundle, options, images=headers, budget_bytes=self.budget_bytes, again=self._answered)
         tokens = self._prompt.tokens(question, layouts)
         self._check_length(self._least_length(tokens, layouts, look), new_tokens)
         seen, keys = [], []
@@ -141,6 +140,7 @@ class Pipeline:
             keys.append(key)
         with timed(timings, "prefill"):
             logits, prompt_length = self._prefill(tokens, seen, keys, new_tokens)
+        self._answered = True
         with timed(timings, "decode"):
             text, generated, reason = self._decode(logits, options, new_tokens, on_text)
         self._load_ms = 0.0
@@ -163,6 +163,10 @@ class Pipeline:
             members=tuple(tuple(int(m) for m in view) for view in first.members) if self._family.reducible else (),
             views=() if self._family.free_tiles else first.boxes,
         )
+
+    def forget(self) -> None:
+        """Drop the visual tokens and the prompt that are remembered: the next question costs all that a new image does."""
+        self._cache, self._in_engine = SeenCache(), []
 
     def _see(
         self,
@@ -257,7 +261,7 @@ class Pipeline:
         generated, reason = 0, "length"
         for _ in range(new_tokens):
             token = choose(logits, temperature=options.temperature, top_p=options.top_p, rng=rng)
-            if token in self._prompt.text.eos_ids:
+            if token in self._prompt.text.eos_ids and not options.ignore_eos:
                 reason = "eos"
                 break
             generated += 1
