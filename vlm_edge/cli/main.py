@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from vlm_edge import __version__
 from vlm_edge.cli import interrupt, render
+from vlm_edge.cli.batch import batch
 from vlm_edge.cli.bench import bench
 from vlm_edge.cli.doctor import doctor
 from vlm_edge.cli.evaluate import evaluate
@@ -69,6 +70,7 @@ def options(
 app.command("run", cls=PlainUsage)(run)
 app.command("plan", cls=PlainUsage)(plan)
 app.command("eval", cls=PlainUsage)(evaluate)
+app.command("batch", cls=PlainUsage)(batch)
 app.command("bench", cls=PlainUsage)(bench)
 app.command("export", cls=PlainUsage)(export)
 app.command("quantize", cls=PlainUsage)(quantize)

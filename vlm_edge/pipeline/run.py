@@ -311,13 +311,21 @@ def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
     return open_bundle(NANO if path is None or str(path) == EMBEDDED else Path(path))
 
 
-def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None) -> Fitted:
+def preflight(
+    bundle: Bundle,
+    images: Sequence[ImageInput],
+    options: AskOptions,
+    budget: str | int | None,
+    *,
+    again: bool = False,
+) -> Fitted:
     """Options that fit the budget, from the manifest and the images' headers alone, before anything is loaded or decoded.
 
     The number of tiles is lowered where that is enough; a family that cuts images by its own rules has all of its tiles or none.
+    again: for a process that has answered before, which keeps some memory of it.
     Raises DoesNotFit where it is not, and BadImage or BadInput for what the headers and options already show.
     """
-    limits, limit = bundle.manifest.limits, parse_bytes(budget) if budget else None
+    limits, limit = bundle.manifest.limits, parse_bytes(budget) if isinstance(budget, str) else budget
     family = discover.family(bundle.manifest.model.family)
     headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
     look = Look.of(options, bundle.manifest.defaults, limits.max_tiles, family)
@@ -326,8 +334,9 @@ def preflight(bundle: Bundle, images: Sequence[ImageInput], options: AskOptions,
         tiles = max((layout.views - 1 for layout in image_layouts(bundle, headers, look)), default=0)
         remark = ONE_VIEW_TOO if tiles else NO_TILES
     fitted = fit_tiles(
-        options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit), any_number=family.free_tiles
-    )
+        options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit, again=again),
+        any_number=family.free_tiles,
+    )  # fmt: skip
     check_fits(fitted.plan, remark=remark.format(family=family.name))
     return fitted
 
