@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vlm_edge.pipeline.answer import Answer
     from vlm_edge.pipeline.fit import Fitted
 
+_CLIPPED = " (clipped: the model named a place outside of what it saw)"
 EXAMPLE = 'Example: vlm-edge run page.png "what is the total?" --explain seen.png'
 
 
@@ -126,7 +127,9 @@ def _lowered(fitted: Fitted) -> dict[str, dict[str, int | None]]:
 def _summary(answer: Answer) -> None:
     """On stderr: pixels of boxes, tokens and times."""
     for item in answer.boxes:
-        render.note(f"box in pixels: {', '.join(str(v) for v in item.box)}")
+        render.note(f"box in pixels: {', '.join(str(v) for v in item.box)}{_CLIPPED * item.clipped}")
+    for place in answer.points:
+        render.note(f"point in pixels: {', '.join(str(v) for v in place.point)}{_CLIPPED * place.clipped}")
     times, tokens = answer.timings_ms, answer.tokens
     render.detail(
         f"{len(answer.tiles)} tiles, {tokens.visual_before} -> {tokens.visual_after} visual tokens, "

@@ -18,7 +18,7 @@ from vlm_edge.core.contracts import Floats, Positions, Span
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.memory.plan import Plan
-from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
+from vlm_edge.pipeline.answer import Answer, TokenCounts
 from vlm_edge.pipeline.embedded import EMBEDDED as EMBEDDED
 from vlm_edge.pipeline.embedded import NANO as NANO
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder
@@ -31,6 +31,7 @@ from vlm_edge.pipeline.views import Seen, SeenCache, see, timed
 from vlm_edge.units import parse_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.fingerprint import fingerprint
+from vlm_edge.vision.grounding import find_places
 
 NO_TILES = "; {family} shows these images in one view each, so there are no tiles to leave out"
 ONE_VIEW_TOO = "; {family} cuts images by rules of its own, and one view of each whole image does not fit either"
@@ -146,14 +147,15 @@ class Pipeline:
         self._load_ms = 0.0
         timings["total"] = timings["load"] + 1000 * (time.perf_counter() - started)
         first = seen[0]
+        boxes, points = find_places(text, self._family.dialects, first.frames)
         return Answer(
             text=text,
             tokens=TokenCounts(
                 sum(s.tokens_before for s in seen), sum(s.tokens_after for s in seen), prompt_length, generated
             ),
             tiles=first.tiles,
-            boxes=find_boxes(text, width=first.width, height=first.height),
-            points=find_points(text, width=first.width, height=first.height),
+            boxes=boxes,
+            points=points,
             timings_ms=timings,
             planned_peak_bytes=planned.peak_bytes,
             measured_peak_bytes=host.peak_rss_bytes(),

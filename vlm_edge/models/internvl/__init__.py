@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.core.dialects import BRACKETS, TAGS
 from vlm_edge.models.internvl.prompt import InternvlPrompt
 from vlm_edge.models.internvl.spec import MODEL_TYPES, spec_from_config
 
@@ -13,4 +14,5 @@ FAMILY = VlmFamily(
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
     reducible=True,
+    dialects=(TAGS, BRACKETS),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.core.dialects import FLOATS, TAGS
 from vlm_edge.models.llava.prompt import LlavaPrompt
 from vlm_edge.models.llava.spec import MODEL_TYPES, spec_from_config
 
@@ -14,4 +15,5 @@ FAMILY = VlmFamily(
     model_types=MODEL_TYPES,
     free_tiles=True,
     reducible=True,
+    dialects=(TAGS, FLOATS),
 )

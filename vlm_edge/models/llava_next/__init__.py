@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.core.dialects import FLOATS, TAGS
 from vlm_edge.models.llava_next.prompt import LlavaNextPrompt
 from vlm_edge.models.llava_next.spec import MODEL_TYPES, spec_from_config
 
@@ -12,4 +13,5 @@ FAMILY = VlmFamily(
     prompt=LlavaNextPrompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
+    dialects=(FLOATS, TAGS),
 )

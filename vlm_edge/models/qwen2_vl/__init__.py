@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.core.dialects import PAIRS, TAGS
 from vlm_edge.models.qwen2_vl.prompt import Qwen2VlPrompt
 from vlm_edge.models.qwen2_vl.spec import MODEL_TYPES, spec_from_config
 
@@ -12,4 +13,5 @@ FAMILY = VlmFamily(
     prompt=Qwen2VlPrompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
+    dialects=(TAGS, PAIRS),
 )
