@@ -119,12 +119,7 @@ class Pipeline:
         if not images:
             raise BadInput("no image is given", remedy="name at least one image")
         limits, defaults = self.bundle.manifest.limits, self.bundle.manifest.defaults
-        look = Look.of(options, defaults, limits.max_tiles, self._family)
-        if len(images) > limits.max_images:
-            raise BadInput(
-                f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}",
-                remedy="ask about fewer images",
-            )
+        look = self._look(images, options)
         new_tokens = options.max_new_tokens or defaults.max_new_tokens
         timings = {"load": self._load_ms} | dict.fromkeys(("preprocess", "saliency", "vision", "reduce"), 0.0)
         with timed(timings, "preprocess"):
@@ -165,6 +160,34 @@ class Pipeline:
             members=tuple(tuple(int(m) for m in view) for view in first.members) if self._family.reducible else (),
             views=() if self._family.free_tiles else first.boxes,
         )
+
+    def _look(self, images: Sequence[ImageInput], options: AskOptions) -> Look:
+        limits = self.bundle.manifest.limits
+        look = Look.of(options, self.bundle.manifest.defaults, limits.max_tiles, self._family)
+        if len(images) > limits.max_images:
+            raise BadInput(
+                f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}",
+                remedy="ask about fewer images",
+            )
+        return look
+
+    def text_tokens(self, text: str) -> int:
+        """Positions of the prompt that asks a text alone, without an image."""
+        return len(self._prompt.tokens(text, ()))
+
+    def complete(self, text: str, *, new_tokens: int) -> str:
+        """The decoder's greedy answer to a text alone, of so many tokens at most; within the context that is planned."""
+        logits, _ = self._prefill(self._prompt.tokens(text, ()), [], [], new_tokens)
+        self._answered = True
+        return self._decode(logits, AskOptions(), new_tokens, None)[0]
+
+    def least_tokens(self, images: Sequence[ImageInput], question: str, options: AskOptions) -> int:
+        """What images, question and answer take of the context at least, as far as the images' headers tell."""
+        limits, look = self.bundle.manifest.limits, self._look(images, options)
+        headers = [source_header(each, options.max_pixels or limits.max_pixels) for each in images]
+        layouts = image_layouts(self.bundle, headers, look)
+        least = self._least_length(self._prompt.tokens(question, layouts), layouts, look)
+        return least + (options.max_new_tokens or self.bundle.manifest.defaults.max_new_tokens)
 
     def forget(self) -> None:
         """Drop the visual tokens and the prompt that are remembered: the next question costs all that a new image does."""
