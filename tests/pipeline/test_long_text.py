@@ -73,6 +73,7 @@ def test_a_longer_one_is_summarised_part_by_part_until_it_fits(count: int, budge
     )
     assert 0 < found.tokens_in_prompt == len(found.text.split()) <= budget
     assert model.longest <= CONTEXT
+    assert found.tokens == count
     assert found.calls == len(model.prompts)
     assert all(QUESTION in prompt for prompt in model.prompts)
     assert not found.cut

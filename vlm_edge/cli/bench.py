@@ -83,7 +83,7 @@ def bench(
     )  # fmt: skip
     shown = image or benching.default_image()
     opened = find_bundle(bundle)
-    fitted = preflight(opened, [shown], options, budget)
+    fitted = preflight(opened, [shown], options, budget, again=True)
     if fitted.asked_tiles is not None:
         render.note(f"{fitted.asked_tiles} tiles do not fit the budget: {fitted.options.max_tiles} are shown")
     with render.progress(f"bench {opened.manifest.name}", 1 + warmup + repeats) as step:

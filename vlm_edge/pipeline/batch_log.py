@@ -61,7 +61,7 @@ class BatchLog:
                 else:
                     yield BatchLog(path, stream, keys, failed)
             finally:
-                if created and not path.stat().st_size:  # nothing could be asked
+                if created and path.exists() and not path.stat().st_size:  # nothing could be asked
                     path.unlink()
 
     def holds(self, key: int) -> bool:

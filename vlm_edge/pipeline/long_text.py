@@ -51,13 +51,13 @@ class TextModel(Protocol):
 
 @dataclass(frozen=True)
 class Condensed:
-    """What became of a text. tokens: its own, None where it was too long to be counted at once.
+    """What became of a text. tokens: its own; of its parts, where it was too long to be counted at once.
 
     calls: passes of the decoder.  cut: the last summary was still too long, and its end is missing.
     """
 
     text: str
-    tokens: int | None
+    tokens: int
     budget_tokens: int
     tokens_in_prompt: int
     rounds: int = 0
@@ -160,6 +160,7 @@ def condense(
         rounds += 1
         filled = partial(form.format, question=question)
         parts = split(text, lambda part, f=filled: _checked(model, f(text=part)) <= limit, most_chars=most_chars)  # type: ignore[misc]
+        whole = sum(counted(part) or 0 for part in parts) if whole is None else whole
         title = f"summarise, round {rounds}"
         summaries = []
         for number, part in enumerate(parts):
@@ -171,13 +172,11 @@ def condense(
         size = counted(text)
         if len(parts) == 1:
             break
-    kept = (
-        text
-        if size is not None and size <= budget
-        else _beginning(text, lambda t: (counted(t) or 0) <= budget, most_chars)
-    )
+    kept = text
+    if size is None or size > budget:
+        kept = split(text, lambda part: (counted(part) or 0) <= budget, most_chars=most_chars)[0].strip()
     elapsed = 1000 * (time.perf_counter() - started)
-    return Condensed(kept, whole, budget, counted(kept) or 0, rounds, calls, cut=kept != text, ms=elapsed)
+    return Condensed(kept, whole or 0, budget, counted(kept) or 0, rounds, calls, cut=kept != text, ms=elapsed)
 
 
 def split(text: str, fits: Callable[[str], bool], *, most_chars: int) -> list[str]:
@@ -209,10 +208,6 @@ def _break_before(text: str, length: int) -> int:
         if at >= 0:
             return at + len(mark)
     return length
-
-
-def _beginning(text: str, fits: Callable[[str], bool], most_chars: int) -> str:
-    return split(text, fits, most_chars=most_chars)[0].strip()
 
 
 def _checked(model: TextModel, text: str) -> int:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.pipeline.answer import Answer
+from vlm_edge.pipeline.density import density_panel
 from vlm_edge.pipeline.lettering import Letters, shortened, wrap
 from vlm_edge.pipeline.view_panels import INK, OUTLINE, view_panels
 from vlm_edge.tokens.positions import DROPPED
@@ -56,6 +57,8 @@ def compose(
     """
     source = source_panel(pixels, source_px, answer)
     panels = view_panels(pixels, answer, geometry)
+    if answer.members:
+        panels.append(density_panel(pixels, source_px, answer, geometry, longest_px=panels[0].width))
     layout = choose_layout(source.size, panels[0].size, len(panels))
     views = _sheet(panels, layout.columns)
     at = (0, source.height + MARGIN_PX) if layout.below else (source.width + MARGIN_PX, 0)
