@@ -76,6 +76,8 @@ def test_a_bad_line_is_a_row_that_says_why(line: str | bytes, says: str, fix: st
 def test_a_pipe_would_never_end(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert "is no file" in rows(tmp_path, '{"image": "pipe.png", "question": "?"}')[0].problem
+    with pytest.raises(BadInput, match="read more than once"):
+        list(BatchInput(tmp_path / "pipe.png", "?"))
 
 
 def test_a_byte_order_mark_and_a_missing_last_line_break_are_fine(tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ class BatchInput:
         if self.path.is_dir():
             yield from self._images()
             return
+        if _is_something_else(self.path):
+            raise BadInput(
+                f"{self.path} is no file, and rows are read more than once", remedy="save them to a file first"
+            )
         try:
             with self.path.open("rb") as stream:
                 for number, line in _lines(stream):
