@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hard_limit
-from vlm_edge.pipeline.run import find_bundle
+from vlm_edge.pipeline.preflight import find_bundle
 from vlm_edge.units import MIB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")

@@ -15,11 +15,12 @@ from PIL import Image, ImageDraw
 from vlm_edge.core.geometry import PatchGeometry, TokenGeometry
 from vlm_edge.errors import BadImage, BadInput
 from vlm_edge.pipeline import picture, view_panels
-from vlm_edge.pipeline.answer import Answer, LabelledBox, TokenCounts
+from vlm_edge.pipeline.answer import Answer, TokenCounts
 from vlm_edge.pipeline.explain import check_target, explain_answer
 from vlm_edge.pipeline.lettering import Letters, shortened, wrap
 from vlm_edge.pipeline.picture import BOX, PAPER, TILE, choose_layout, compose, source_panel
 from vlm_edge.pipeline.view_panels import token_map
+from vlm_edge.vision.grounding import LabelledBox, LabelledPoint
 from vlm_edge.vision.tiling import Tile
 
 GEOMETRY = TokenGeometry(view_px=112, grid=(8, 8), separator_tokens=1)
@@ -72,8 +73,29 @@ def test_a_box_of_the_answer_has_the_other_colour() -> None:
     assert colour(panel, 80, 340) == (GREY,) * 3
 
 
+def test_what_was_clipped_says_so_in_the_picture_and_on_the_page(tmp_path: Path) -> None:
+    labelled = replace(
+        ANSWER,
+        boxes=(LabelledBox("cat", (30, 300, 130, 400), clipped=True),),
+        points=(LabelledPoint("eye", (500, 300)), LabelledPoint("", (600, 0), clipped=True)),
+    )
+    plain_words = replace(ANSWER, boxes=(LabelledBox("cat", (30, 300, 130, 400)),), points=labelled.points[:1])
+    widths = []
+    for answer in (labelled, plain_words):
+        panel = source_panel(plain(600, 400), (600, 400), answer)
+        badge = [x for x in range(31, 400) if colour(panel, x, 301 - 20) == BOX]
+        widths.append(badge[-1] - badge[0])
+    assert widths[0] > widths[1] + 30
+    assert colour(panel, 500 + 1 + 2, 300 + 1 + 12 + 2) == BOX  # the point's own label, below its ring
+    explain_answer(plain(600, 400), labelled, tmp_path / "seen.html", geometry=GEOMETRY, question="why?")
+    page = (tmp_path / "seen.html").read_text()
+    assert "<td>cat</td><td>30, 300, 130, 400</td><td>yes</td>" in page
+    assert "<td>eye</td><td>500, 300</td><td></td>" in page
+    assert "<td>-</td><td>600, 0</td><td>yes</td>" in page
+
+
 def test_a_point_of_the_answer_is_ringed() -> None:
-    panel = source_panel(plain(600, 400), (600, 400), replace(ANSWER, points=((500, 300),)))
+    panel = source_panel(plain(600, 400), (600, 400), replace(ANSWER, points=(LabelledPoint("", (500, 300)),)))
     assert colour(panel, 501 + 9, 301) == BOX
     assert colour(panel, 501, 301) == (GREY,) * 3
 

@@ -13,7 +13,7 @@ from vlm_edge.memory.phases import Plan
 from vlm_edge.pipeline.fit import fit_tiles
 from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.planning import plan, source_header
-from vlm_edge.pipeline.run import preflight
+from vlm_edge.pipeline.preflight import preflight
 
 WIDE = photo(90, 61)
 

@@ -15,7 +15,7 @@ from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.inputs import find_model
 from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.planning import plan, source_header
-from vlm_edge.pipeline.run import preflight
+from vlm_edge.pipeline.preflight import preflight
 
 EXTRA = {
     "vision/cuda/model.onnx": ("vision.graph", "cuda", 70_000),

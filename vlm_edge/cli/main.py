@@ -25,10 +25,10 @@ FAILED = 2
 _ANYWHERE = ("--debug", "--quiet", "--verbose")
 
 COMMANDS: Mapping[str, str] = {
-    "run": "run", "plan": "plan", "eval": "evaluate", "export": "export", "quantize": "quantize", "verify": "verify",
-    "info": "info", "doctor": "doctor",
+    "run": "run", "plan": "plan", "eval": "evaluate", "batch": "batch", "bench": "bench", "export": "export",
+    "quantize": "quantize", "verify": "verify", "info": "info", "doctor": "doctor", "recipes": "recipes", "profiles": "profiles",
 }  # fmt: skip
-"""Command -> the module beside this one that has it, as a function of the same name as the module."""
+"""Command -> the module beside this one that has it, as a function of the module's name, or as a group `app`."""
 
 
 def _version(asked: bool) -> None:
@@ -68,7 +68,10 @@ def program(words: Sequence[str]) -> Any:
     app.callback()(options)
     for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
         module = importlib.import_module(f"vlm_edge.cli.{COMMANDS[name]}")
-        app.command(name, cls=PlainUsage)(getattr(module, COMMANDS[name]))
+        if hasattr(module, "app"):
+            app.add_typer(module.app)
+        else:
+            app.command(name, cls=PlainUsage)(getattr(module, COMMANDS[name]))
     return get_command(app)
 
 

@@ -147,13 +147,13 @@ def progress(title: str, total: int) -> Iterator[Any]:
 
 
 @contextmanager
-def layers(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yields a function of (done, total, text): a bar with the text beside it, or lines where stderr is no terminal."""
+def layers(title: str, *, lines: bool = True) -> Iterator[Callable[[int, int, str], None]]:
+    """Yields a function of (done, total, text): a bar with the text beside it; where stderr is no terminal, lines or nothing."""
     if VERBOSITY.quiet or sys.stderr is None:
         yield lambda _done, _total, _text: None
         return
     if not sys.stderr.isatty():
-        yield lambda _done, _total, text: note(text)
+        yield lambda _done, _total, text: note(text) if lines else None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn

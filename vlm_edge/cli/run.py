@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +32,10 @@ from vlm_edge.errors import BadInput
 if TYPE_CHECKING:
     from vlm_edge.pipeline.answer import Answer
     from vlm_edge.pipeline.fit import Fitted
+    from vlm_edge.pipeline.options import AskOptions
+    from vlm_edge.pipeline.run import Pipeline
 
+_CLIPPED = " (clipped: the model named a place outside of what it saw)"
 EXAMPLE = 'Example: vlm-edge run page.png "what is the total?" --explain seen.png'
 
 
@@ -48,6 +52,17 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more ra
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Stop before this text; may be given several times.", show_default=False)
+]
+Context = Annotated[
+    Path | None,
+    typer.Option(help="Text file that stands before the question; summarised where it is long.", show_default=False),
+]
+ContextBudget = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens that the text may take; default 2048, or half of what a short context has free.",
+        show_default=False,
+    ),
 ]
 Explain = Annotated[
     Path | None,
@@ -75,6 +90,8 @@ def run(
     threads: Threads = None,
     max_pixels: MaxPixels = None,
     verify: Verify = False,
+    context: Context = None,
+    context_budget: ContextBudget = None,
     explain: Explain = None,
     as_json: AsJson = False,
 ) -> None:
@@ -87,8 +104,12 @@ def run(
     *images, question = inputs
     if "-" in images and sys.stdin is None:
         raise BadInput("standard input is closed, and - reads the image from it", remedy="send it there: < page.png")
+    from vlm_edge.pipeline.long_text import read_context
     from vlm_edge.pipeline.options import AskOptions
 
+    if context is None and context_budget is not None:
+        raise BadInput("--context-budget is of --context, which is not given", remedy="name a text file with --context")
+    text = None if context is None else read_context(context)
     options = AskOptions(
         tiling=tiling, max_tiles=max_tiles, reduce=reduce, keep=keep, threshold=threshold, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p, stop=tuple(stop or ()), seed=seed, max_pixels=max_pixels,
@@ -98,10 +119,11 @@ def run(
         from vlm_edge.pipeline.explain import check_target
 
         check_target(explain, images)
-    from vlm_edge.pipeline.run import Pipeline, find_bundle, preflight
+    from vlm_edge.pipeline.preflight import find_bundle, preflight
+    from vlm_edge.pipeline.run import Pipeline
 
     opened = find_bundle(bundle)
-    fitted = preflight(opened, images, options, budget, device=device)
+    fitted = preflight(opened, images, options, budget, device=device, again=text is not None)
     options = fitted.options
     if fitted.asked_tiles is not None:
         shown = (
@@ -109,9 +131,13 @@ def run(
         )
         render.note(f"{fitted.asked_tiles} tiles do not fit the budget: {shown}")
     pipeline = Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify)
-    answer = pipeline.ask(images, question, options, on_text=None if as_json else render.emit)
+    asked, about = question, dict[str, Any]()
+    if text is not None:
+        asked, about = _with_context(pipeline, images, question, text, options, context_budget)
+    answer = pipeline.ask(images, asked, options, on_text=None if as_json else render.emit)
     if as_json:
-        render.emit_json(answer.to_json() | _lowered(fitted))
+        named = {"context": {"file": str(context), **about}} if about else {}
+        render.emit_json(answer.to_json() | _lowered(fitted) | named)
     else:
         render.emit("", end="\n")
         _summary(answer)
@@ -119,6 +145,26 @@ def run(
         from vlm_edge.pipeline.explain import explain_answer
 
         explain_answer(images[0], answer, explain, geometry=pipeline.bundle.manifest.model.geometry, question=question)
+
+
+def _with_context(
+    pipeline: Pipeline, images: Sequence[str], question: str, text: str, options: AskOptions, asked: int | None
+) -> tuple[str, dict[str, Any]]:
+    """The question behind the text, or behind its summary, and what became of it."""
+    from vlm_edge.pipeline.long_text import QUESTION, budget_for, condense
+
+    length = pipeline.bundle.manifest.limits.max_model_len
+    taken = pipeline.least_tokens(images, QUESTION.format(context="", question=question), options)
+    budget = budget_for(asked, context=length, taken=taken)
+    with render.layers("context", lines=False) as report:
+        found = condense(
+            text, question, pipeline, budget=budget, context=length,
+            on_pass=lambda done, total, title: report(done, total, f"{title}: {done} of {total} parts"),
+        )  # fmt: skip
+    if found.rounds:
+        cut = "; its end is missing" if found.cut else ""
+        render.note(f"the text was summarised to {found.tokens_in_prompt} tokens in {found.calls} passes{cut}")
+    return QUESTION.format(context=found.text, question=question), found.to_json()
 
 
 def _lowered(fitted: Fitted) -> dict[str, dict[str, int | None]]:
@@ -131,7 +177,9 @@ def _lowered(fitted: Fitted) -> dict[str, dict[str, int | None]]:
 def _summary(answer: Answer) -> None:
     """On stderr: pixels of boxes, tokens and times."""
     for item in answer.boxes:
-        render.note(f"box in pixels: {', '.join(str(v) for v in item.box)}")
+        render.note(f"box in pixels: {', '.join(str(v) for v in item.box)}{_CLIPPED * item.clipped}")
+    for place in answer.points:
+        render.note(f"point in pixels: {', '.join(str(v) for v in place.point)}{_CLIPPED * place.clipped}")
     times, tokens = answer.timings_ms, answer.tokens
     render.detail(
         f"{len(answer.tiles)} tiles, {tokens.visual_before} -> {tokens.visual_after} visual tokens, "

@@ -19,6 +19,7 @@ from vlm_edge.core.bundle import (
     reference,
     write_manifest,
 )
+from vlm_edge.core.file_lock import lock_exclusively
 from vlm_edge.core.manifest_checks import check_manifest
 from vlm_edge.errors import BadInput, DamagedBundle
 
@@ -73,15 +74,8 @@ def locked(out: Path) -> Iterator[Path]:
 
 
 def _lock(handle: int, out: Path) -> None:
-    """The system drops the lock when its process ends, however that comes."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has none; there, two writers at once are the user's to avoid
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as cause:
-        raise BadInput(f"another command is writing into {out}", remedy="wait until it has ended") from cause
+    if not lock_exclusively(handle):
+        raise BadInput(f"another command is writing into {out}", remedy="wait until it has ended")
 
 
 def present(out: Path, source: Mapping[str, str], name: str) -> Manifest | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from vlm_edge.core.bundle import Bundle
+from vlm_edge.core.dialects import COMMON, Dialect
 from vlm_edge.core.geometry import ImageLayout, TokenGeometry
 from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.core.specs import ModelSpec, TextSpec
@@ -147,6 +148,7 @@ class VlmFamily:
     model_types: the `model_type` values of config.json that are this family.
     free_tiles: whether tiles may lie anywhere on the image; otherwise a family cuts its images by its own rules alone.
     reducible: whether views may have any number of tokens; false where their order makes a grid in the prompt.
+    dialects: how it writes boxes and points; the first in which an answer holds any is taken.
     """
 
     name: str
@@ -156,6 +158,7 @@ class VlmFamily:
     model_types: tuple[str, ...] = ()
     free_tiles: bool = False
     reducible: bool = False
+    dialects: tuple[Dialect, ...] = COMMON
 
 
 @dataclass(frozen=True)

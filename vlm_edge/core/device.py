@@ -67,17 +67,22 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in resource_dir("profiles").glob("*.yaml"))
 
 
-def load_profile(name: str) -> DeviceProfile:
-    """A shipped profile by name, or one in a file of one's own; raises BadInput with the nearest names."""
+def find_profile(name: str) -> Path:
+    """A profile's file: by path where `name` has a suffix, else the shipped one; raises BadInput with the nearest names."""
     path = Path(name)
     if path.suffix in _SUFFIXES:
-        return _checked(load_file(path, DeviceProfile), str(path))
+        return path
     known = profile_names()
     if name not in known:
         raise BadInput(f"there is no device profile {name[:60]!r}", remedy=nearest(name, known))
-    path = resource_dir("profiles") / f"{name}.yaml"
+    return resource_dir("profiles") / f"{name}.yaml"
+
+
+def load_profile(name: str) -> DeviceProfile:
+    """A shipped profile by name, or one in a file of one's own; raises BadInput with the nearest names."""
+    path = find_profile(name)
     profile = _checked(load_file(path, DeviceProfile), str(path))
-    if profile.name != name:
+    if path.stem == name and profile.name != name:
         raise BadInput(f"{path} says that its name is {profile.name!r}", remedy="let name and file agree")
     return profile
 

@@ -21,11 +21,14 @@ class ImageInputs:
     boxes: (x0, y0, x1, y1) in source px that each view shows, rounded outwards and clipped to the image; a view that
       holds nothing but padding has a box without area.
     layout: how the image was cut, which is what splicing needs.
+    frame: what the view of the whole image spans in source px, neither rounded nor clipped: it reaches past the image where that
+      was padded; None where the largest of boxes says it.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     boxes: tuple[Box, ...]
     layout: ImageLayout
+    frame: tuple[float, float, float, float] | None = None
 
     @property
     def visual_tokens(self) -> int:

@@ -14,6 +14,7 @@ from vlm_edge.errors import DamagedBundle
 if TYPE_CHECKING:
     from vlm_edge.core.bundle import Manifest
     from vlm_edge.core.geometry import Geometry
+    from vlm_edge.core.recipe import Recipe
 
 TILINGS = ("auto", "grid", "none")
 REDUCTIONS = ("none", "threshold", "random", "downsample", "tome", "divprune", "cdpruner", "landmark")
@@ -21,7 +22,7 @@ SALIENCIES = ("detail", "cnn", "novelty")
 _NAMES = {"defaults.tiling": TILINGS, "defaults.reduce": REDUCTIONS, "defaults.saliency": SALIENCIES}
 _MOST = 1 << 24
 """Far beyond any model, and small enough for every product of a few such numbers."""
-_RANGES: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
+RANGES: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
     ("model.vision", ("width", "heads", "mlp", "image_px", "patch_px"), 1, _MOST),
     ("model.vision", ("layers",), 1, 4096),
     ("model.vision", ("temporal_patch", "joint_views"), 1, 64),
@@ -52,15 +53,8 @@ _OWN_RULES: Mapping[str, tuple[float, float]] = {
 
 def check_manifest(manifest: Manifest) -> None:
     """Raise DamagedBundle, with the field named, for a number outside its range or two that exclude each other."""
-    for part, names, least, most in _RANGES:
-        for name in names:
-            value = attrgetter(f"{part}.{name}")(manifest)
-            # written so that NaN, which compares as false with everything, is refused
-            if not all(least <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
-                raise _refusal(f"{part}.{name} is {reprlib.repr(value)}, not within {least} to {most}")
-    for name, allowed in _NAMES.items():
-        if (value := attrgetter(name)(manifest)) not in allowed:
-            raise _refusal(f"{name} is {reprlib.repr(value)}, not one of {', '.join(allowed)}")
+    if wrong := out_of_range(manifest, tuple(dict.fromkeys(part for part, *_ in RANGES))):
+        raise _refusal(wrong)
     _check_own_rules(manifest.model.geometry)
     vision, text, limits = manifest.model.vision, manifest.model.text, manifest.limits
     if vision.patch_px > vision.image_px:
@@ -73,9 +67,23 @@ def check_manifest(manifest: Manifest) -> None:
         raise _refusal(
             f"limits.max_model_len is {limits.max_model_len}; the decoder has {text.max_positions} positions"
         )
-    if manifest.defaults.max_new_tokens >= limits.max_model_len:
-        tokens = manifest.defaults.max_new_tokens
-        raise _refusal(f"defaults.max_new_tokens is {tokens}, which leaves nothing of {limits.max_model_len} positions")
+
+
+def out_of_range(holder: Manifest | Recipe, parts: tuple[str, ...] = ("limits", "defaults")) -> str:
+    """The first field of those parts that cannot be, in words; empty where all can. A recipe has limits and defaults too."""
+    for part, names, least, most in RANGES:
+        for name in names if part in parts else ():
+            value = attrgetter(f"{part}.{name}")(holder)
+            # written so that NaN, which compares as false with everything, is refused
+            if not all(least <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
+                return f"{part}.{name} is {reprlib.repr(value)}, not within {least} to {most}"
+    for name, allowed in _NAMES.items():
+        if (value := attrgetter(name)(holder)) not in allowed:
+            return f"{name} is {reprlib.repr(value)}, not one of {', '.join(allowed)}"
+    new, context = holder.defaults.max_new_tokens, holder.limits.max_model_len
+    if new >= context:
+        return f"defaults.max_new_tokens is {new}, which leaves nothing of {context} positions"
+    return ""
 
 
 def _check_own_rules(geometry: Geometry) -> None:

@@ -14,11 +14,13 @@ from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput
 
 _STRICT = {"extra": "forbid"}
+LLM_WEIGHTS = ("int4", "int8", "fp16", "fp32")
+VISION_WEIGHTS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
 class Packing:
-    """llm: `int4` or `fp32`.  vision: `fp32` or `fp16`.  group_size: weights that share a scale in the decoder's int4."""
+    """llm: one of LLM_WEIGHTS.  vision: one of VISION_WEIGHTS.  group_size: weights that share a scale in the decoder's int4."""
 
     llm: str = "int4"
     vision: str = "fp32"

@@ -95,7 +95,8 @@ def _page(picture: bytes, answer: Answer, question: str) -> str:
     tiles = [
         (str(i), ", ".join(map(str, tile.box)), f"{tile.score:.4g}") for i, tile in enumerate(answer.tiles, start=1)
     ]
-    boxes = [(item.label or "-", ", ".join(map(str, item.box))) for item in answer.boxes]
+    boxes = [(item.label or "-", ", ".join(map(str, item.box)), "yes" * item.clipped) for item in answer.boxes]
+    points = [(item.label or "-", ", ".join(map(str, item.point)), "yes" * item.clipped) for item in answer.points]
     counts = answer.tokens
     tokens = [
         ("visual, before reduction", counts.visual_before),
@@ -106,7 +107,8 @@ def _page(picture: bytes, answer: Answer, question: str) -> str:
     memory = [("planned peak", answer.planned_peak_bytes), ("measured peak", answer.measured_peak_bytes)]
     tables = [
         _table("Tiles", ("tile", "box (x0, y0, x1, y1) in px", "score"), tiles),
-        _table("Boxes in the answer", ("label", "box (x0, y0, x1, y1) in px"), boxes),
+        _table("Boxes in the answer", ("label", "box (x0, y0, x1, y1) in px", "clipped"), boxes),
+        _table("Points in the answer", ("label", "point (x, y) in px", "clipped"), points),
         _table("Tokens", ("kind", "tokens"), [(name, str(value)) for name, value in tokens]),
         _table("Times", ("step", "ms"), [(name, f"{value:.1f}") for name, value in answer.timings_ms.items()]),
         _table("Memory", ("kind", "size"), [(name, format_bytes(value)) for name, value in memory]),

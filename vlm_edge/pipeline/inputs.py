@@ -62,22 +62,20 @@ def find_model(name: str, *, recipe: str | None = None, target: str | None = Non
     elif path.suffix == ".json":
         found = _config(path)
     elif name in recipe_names():
-        shipped = load_recipe(resource_dir("recipes") / f"{name}.yaml")
-        if shipped.model is None:
-            raise BadInput(
-                f"recipe {name} has no model of its own", remedy=f"name a checkpoint, with --recipe {name}.yaml"
-            )
-        found = Planned(_published(shipped), "recipe")
-        return _with_recipe(found, shipped)
+        return of_recipe(load_recipe(resource_dir("recipes") / f"{name}.yaml"))
     else:
         raise BadInput(f"there is no file, folder or recipe {name[:80]!r}", remedy=nearest(name, recipe_names()))
     return found if recipe is None else _with_recipe(found, load_recipe(Path(recipe)))
 
 
-def _published(recipe: Recipe) -> Subject:
+def of_recipe(recipe: Recipe) -> Planned:
+    """The published model that a recipe describes, packed as it says; raises BadInput where it describes none."""
     model = recipe.model
     if model is None:
-        raise BadInput(f"recipe {recipe.name} has no model", remedy="name a checkpoint")
+        raise BadInput(
+            f"recipe {recipe.name} has no model of its own",
+            remedy=f"name a checkpoint, with --recipe {recipe.name}.yaml",
+        )
     where = f"recipes/{recipe.name}.yaml: model"
     config, preprocessor = (
         Watched(model.config, f"{where}.config"),
@@ -87,7 +85,7 @@ def _published(recipe: Recipe) -> Subject:
     config.get("model_type")
     config.refuse_unread()
     preprocessor.refuse_unread()
-    return subject
+    return _with_recipe(Planned(subject, "recipe"), recipe)
 
 
 def _with_recipe(found: Planned, recipe: Recipe) -> Planned:

@@ -30,7 +30,7 @@ from vlm_edge.errors import CheckFailed
 from vlm_edge.models.decoder_layers import StreamedDecoder
 from vlm_edge.models.text_template import write_template
 from vlm_edge.pipeline.export_llm import COMPONENT, EMBEDDING, PROMPT_TOKENS, check_text, sample_inputs
-from vlm_edge.quant.memory_limit import MemoryLimit, release
+from vlm_edge.quant.memory_limit import MemoryLimit, release, room_for_mapped
 from vlm_edge.quant.packing import SUFFIXES, from_gemm
 from vlm_edge.quant.qparams import Quantized
 from vlm_edge.quant.sequences import Placement
@@ -201,13 +201,17 @@ def _rows(
     job: Int4Job, graph: Path, embeds: Floats, positions: NDArray[np.int64] | None, *, mapped: bool
 ) -> list[Floats]:
     """Logits [V] of the CPU for every row of the reference; mapped: from weights in the file, multiplied in floats."""
-    engine = OnnxEngine(
-        graph, job.text, target="cpu", threads=job.threads, context=embeds.shape[1], mapped=mapped
-    )  # fmt: skip
     found = []
-    for i, rows in enumerate(embeds):
-        found += decoder_parity.decode_rows(engine, rows, PROMPT_TOKENS, None if positions is None else positions[i])
-        job.limit.check()
+    with room_for_mapped(_data_bytes(graph) if mapped else 0):
+        engine = OnnxEngine(
+            graph, job.text, target="cpu", threads=job.threads, context=embeds.shape[1], mapped=mapped
+        )  # fmt: skip
+        for i, rows in enumerate(embeds):
+            found += decoder_parity.decode_rows(
+                engine, rows, PROMPT_TOKENS, None if positions is None else positions[i]
+            )
+            job.limit.check()
+        del engine
     return found
 
 
@@ -224,7 +228,10 @@ def _require_exact(
     Raises CheckFailed that names the first layer that differs.
     """
     parity = _parity(job, rows, logits, BUILDERS[job.target])
-    where = None if parity.ok else first_divergence(graph, job.text, references, limit=parity.limit.relative_error)
+    where = None
+    if not parity.ok:
+        with room_for_mapped(_data_bytes(graph)):
+            where = first_divergence(graph, job.text, references, limit=parity.limit.relative_error)
     require(
         replace(parity, dtype="int4"), where, remedy="report the model; --target none writes the AWQ checkpoint alone"
     )
@@ -281,13 +288,14 @@ def _quantize_cache(
         for i, rows in enumerate(embeds)
     ]
     longest = max(len(rows) for rows, _ in sequences)
-    engine = OnnxEngine(graph, job.text, target="cpu", threads=job.threads, context=longest, mapped=True)
-    for rows, place in sequences:
-        engine.rewind(0)
-        engine.forward(rows.numpy(), None if place.positions is None else place.positions.numpy())
-        ranges.add(engine.cached())
-        job.limit.check()
-    del engine
+    with room_for_mapped(_data_bytes(graph)):
+        engine = OnnxEngine(graph, job.text, target="cpu", threads=job.threads, context=longest, mapped=True)
+        for rows, place in sequences:
+            engine.rewind(0)
+            engine.forward(rows.numpy(), None if place.positions is None else place.positions.numpy())
+            ranges.add(engine.cached())
+            job.limit.check()
+        del engine
     release()
     scales = ranges.scales(kv_cache.BITS[job.kv_cache])
     kv_cache.save_scales(scales, graph.parent / SCALES)
@@ -300,9 +308,14 @@ def _quantize_cache(
     return parity, {**found, **_summary(job, rows, logits)}
 
 
+def _data_bytes(graph: Path) -> int:
+    """Size of a decoder's weights."""
+    return (graph.parent / decoder.DATA).stat().st_size
+
+
 def _has_room(job: Int4Job, graph: Path) -> bool:
     """Whether a limit lets the decoder be loaded as a run loads it."""
-    needed = host.rss_bytes() + (graph.parent / decoder.DATA).stat().st_size + SPARE_BYTES
+    needed = host.rss_bytes() + _data_bytes(graph) + SPARE_BYTES
     return job.limit.limit_bytes is None or needed <= job.limit.limit_bytes
 
 

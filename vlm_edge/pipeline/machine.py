@@ -117,6 +117,16 @@ def _runtime_bytes() -> int:
     return host.peak_rss_bytes()
 
 
+def cpu_name(root: Path = Path("/")) -> str:
+    """As the processor calls itself, else its architecture."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(told, "") or platform.machine()
+
+
 def detect_jetson(root: Path) -> str:
     """The module's model name on a Jetson, else empty."""
     model = _first_line(root / "proc/device-tree/model").rstrip("\0")

@@ -35,6 +35,7 @@ class AskOptions:
     READ_BY.  threshold: cosine above which neighbours merge.  temperature 0 is greedy.  seed: for sampling and random reduction.
     tiles: boxes (x0, y0, x1, y1) in source pixels to show beside the global view, in that order, in place of a tiling.
     stop: texts before which the answer ends; a single one may be given as it is.
+    ignore_eos: go on behind the end token until max_new_tokens, so that every answer takes as many steps.
     Raises BadInput for a value outside its range or of another type.
     """
 
@@ -52,6 +53,7 @@ class AskOptions:
     tiles: tuple[Box, ...] | None = None
     saliency: str | None = field(default=None, metadata=OMIT_DEFAULT)
     saliency_model: str | None = field(default=None, metadata=OMIT_DEFAULT)
+    ignore_eos: bool = field(default=False, metadata=OMIT_DEFAULT)
 
     def __post_init__(self) -> None:
         _one_of("--tiling", self.tiling, TILINGS)

@@ -11,9 +11,11 @@ from PIL import Image, ImageDraw
 
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.pipeline.answer import Answer
+from vlm_edge.pipeline.density import density_panel
 from vlm_edge.pipeline.lettering import Letters, shortened, wrap
 from vlm_edge.pipeline.view_panels import INK, OUTLINE, view_panels
 from vlm_edge.tokens.positions import DROPPED
+from vlm_edge.vision.grounding import LabelledBox, LabelledPoint
 
 Rgb = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -30,7 +32,7 @@ FRAME: Colour = (200, 204, 208)
 SOURCE_PX, LEAST_SOURCE_PX = 1400, 560
 LEAST_WIDTH_PX = 900
 MARGIN_PX, GAP_PX = 24, 16
-TEXT_PX, SMALL_PX, BADGE_PX = 21, 15, 22
+TEXT_PX, SMALL_PX, BADGE_PX, RING_PX = 21, 15, 22, 12
 MAX_LABEL_PX, MAX_TEXT_LINES = 260, 8
 SCREEN = (16, 10)
 FULL_SIZE_WIDTH_PX = 1500
@@ -55,6 +57,8 @@ def compose(
     """
     source = source_panel(pixels, source_px, answer)
     panels = view_panels(pixels, answer, geometry)
+    if answer.members:
+        panels.append(density_panel(pixels, source_px, answer, geometry, longest_px=panels[0].width))
     layout = choose_layout(source.size, panels[0].size, len(panels))
     views = _sheet(panels, layout.columns)
     at = (0, source.height + MARGIN_PX) if layout.below else (source.width + MARGIN_PX, 0)
@@ -107,13 +111,23 @@ def source_panel(pixels: Rgb, source_px: tuple[int, int], answer: Answer) -> Ima
     for number, box in enumerate(tiles, start=1):
         _badge(draw, width, box, Letters(str(number), 17), TILE)
     for item in answer.boxes:
-        if item.label:
-            _badge(draw, width, _scaled(item.box, scale), shortened(item.label, 17, MAX_LABEL_PX), BOX)
-    for x, y in answer.points:
-        _ring(draw, (round(x * scale), round(y * scale)))
+        if words := _words(item):
+            _badge(draw, width, _scaled(item.box, scale), shortened(words, 17, MAX_LABEL_PX), BOX)
+    for place in answer.points:
+        x, y = (round(value * scale) for value in place.point)
+        _ring(draw, (x, y))
+        if words := _words(place):
+            below = y + RING_PX + BADGE_PX
+            at = below if below <= height else y - RING_PX
+            _badge(draw, width, (x, at, x, at), shortened(words, 17, MAX_LABEL_PX), BOX)
     framed = Image.new("RGB", (width + 2, height + 2), FRAME)
     framed.paste(shown, (1, 1))
     return framed
+
+
+def _words(item: LabelledBox | LabelledPoint) -> str:
+    """The label, and that the place was clipped."""
+    return " ".join(filter(None, (item.label, "(clipped)" * item.clipped)))
 
 
 def _scaled(box: Sequence[int], scale: float) -> Box:
@@ -129,7 +143,7 @@ def _outline(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int) ->
 
 
 def _ring(draw: ImageDraw.ImageDraw, at: tuple[int, int]) -> None:
-    for radius, colour, width in ((12, PAPER, 7), (11, BOX, 4)):
+    for radius, colour, width in ((RING_PX, PAPER, 7), (RING_PX - 1, BOX, 4)):
         draw.ellipse((at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius), outline=colour, width=width)
 
 

@@ -85,12 +85,29 @@ def make_report(name: str, options: PlanOptions) -> Report:
 
     Raises BadInput for whatever cannot be planned, DoesNotFit where --solve finds that not even the least fits.
     """
-    device = load_profile(options.device) if options.device is not None else None
     # bad values are told before files are read
+    device = _checked(options)
+    model = find_model(name, recipe=options.recipe, target=options.target or (device.target if device else None))
+    return _report(model, options, device)
+
+
+def report_on(model: Planned, options: PlanOptions) -> Report:
+    """The plan of a model that was found already; raises as `make_report` does."""
+    return _report(model, options, _checked(options))
+
+
+def _checked(options: PlanOptions) -> DeviceProfile | None:
+    """The device's profile; raises BadInput for a value that no model could be planned with."""
     AskOptions(tiling=options.tiling, max_tiles=options.max_tiles, reduce=options.reduce, keep=options.keep)
+    for amount in (options.margin, options.budget):
+        if amount is not None:
+            parse_bytes(amount)
+    return load_profile(options.device) if options.device is not None else None
+
+
+def _report(model: Planned, options: PlanOptions, device: DeviceProfile | None) -> Report:
     margin = None if options.margin is None else parse_bytes(options.margin)
     budget = None if options.budget is None else parse_bytes(options.budget)
-    model = find_model(name, recipe=options.recipe, target=options.target or (device.target if device else None))
     target = options.target or (device.target if device else None) or model.target
     notes = list(model.notes)
     if target is None or budget is None:

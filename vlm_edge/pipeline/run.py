@@ -6,34 +6,31 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 from PIL.Image import Image as PilImage
 
 from vlm_edge.core import discover, host
-from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
+from vlm_edge.core.bundle import Bundle, verify_hashes
 from vlm_edge.core.contracts import Floats, Positions, SaliencyRunner, Span
 from vlm_edge.core.geometry import ImageLayout
-from vlm_edge.errors import BadInput, DamagedBundle
+from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import Plan
-from vlm_edge.pipeline.answer import Answer, TokenCounts, find_boxes, find_points
+from vlm_edge.pipeline.answer import Answer, TokenCounts
 from vlm_edge.pipeline.embedded import EMBEDDED as EMBEDDED
 from vlm_edge.pipeline.embedded import NANO as NANO
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder, open_saliency
-from vlm_edge.pipeline.fit import Fitted, fit_tiles
 from vlm_edge.pipeline.options import CNN, AskOptions, Look
 from vlm_edge.pipeline.planning import ImageInput, check_fits, image_layouts, plan, reduced_px, source_header
+from vlm_edge.pipeline.preflight import choose_device, find_bundle
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
 from vlm_edge.pipeline.views import ASKS_THE_QUESTION, Hints, Seen, SeenCache, see, timed
 from vlm_edge.units import parse_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.fingerprint import fingerprint
-
-NO_TILES = "; {family} shows these images in one view each, so there are no tiles to leave out"
-ONE_VIEW_TOO = "; {family} cuts images by rules of its own, and one view of each whole image does not fit either"
+from vlm_edge.vision.grounding import find_places
 
 
 class Pipeline:
@@ -66,6 +63,7 @@ class Pipeline:
         self._networks: dict[str | None, SaliencyRunner] = {}
         self._in_engine: list[tuple[str, int]] = []
         self._next_position: int | None = None
+        self._answered = False
 
     @classmethod
     def load(
@@ -119,12 +117,7 @@ class Pipeline:
         if not images:
             raise BadInput("no image is given", remedy="name at least one image")
         limits, defaults = self.bundle.manifest.limits, self.bundle.manifest.defaults
-        look = Look.of(options, defaults, limits.max_tiles, self._family)
-        if len(images) > limits.max_images:
-            raise BadInput(
-                f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}",
-                remedy="ask about fewer images",
-            )
+        look = self._look(images, options)
         new_tokens = options.max_new_tokens or defaults.max_new_tokens
         timings = {"load": self._load_ms} | dict.fromkeys(("preprocess", "saliency", "vision", "reduce"), 0.0)
         with timed(timings, "preprocess"):
@@ -132,9 +125,13 @@ class Pipeline:
             headers = tuple(source_header(each, max_pixels) for each in images)
             layouts = image_layouts(self.bundle, headers, look)
             planned = plan(
-                self.bundle, options, images=headers, budget_bytes=self.budget_bytes, device=self.device,
-                again=bool(self._in_engine),
-            )  # fmt: skip
+                self.bundle,
+                options,
+                images=headers,
+                budget_bytes=self.budget_bytes,
+                device=self.device,
+                again=self._answered,
+            )
         tokens = self._prompt.tokens(question, layouts)
         self._check_length(self._least_length(tokens, layouts, look), new_tokens)
         hints = self._hints(look, question, timings)
@@ -146,19 +143,21 @@ class Pipeline:
             keys.append(key)
         with timed(timings, "prefill"):
             logits, prompt_length = self._prefill(tokens, seen, keys, new_tokens)
+        self._answered = True
         with timed(timings, "decode"):
             text, generated, reason = self._decode(logits, options, new_tokens, on_text)
         self._load_ms = 0.0
         timings["total"] = timings["load"] + 1000 * (time.perf_counter() - started)
         first = seen[0]
+        boxes, points = find_places(text, self._family.dialects, first.frames)
         return Answer(
             text=text,
             tokens=TokenCounts(
                 sum(s.tokens_before for s in seen), sum(s.tokens_after for s in seen), prompt_length, generated
             ),
             tiles=first.tiles,
-            boxes=find_boxes(text, width=first.width, height=first.height),
-            points=find_points(text, width=first.width, height=first.height),
+            boxes=boxes,
+            points=points,
             timings_ms=timings,
             planned_peak_bytes=planned.peak_bytes,
             measured_peak_bytes=host.peak_rss_bytes(),
@@ -184,6 +183,38 @@ class Pipeline:
             with timed(timings, "saliency"):
                 self._networks[named] = open_saliency(self.bundle, named, self._threads)
         return Hints(self._networks[named], words)
+
+    def _look(self, images: Sequence[ImageInput], options: AskOptions) -> Look:
+        limits = self.bundle.manifest.limits
+        look = Look.of(options, self.bundle.manifest.defaults, limits.max_tiles, self._family)
+        if len(images) > limits.max_images:
+            raise BadInput(
+                f"this bundle takes {limits.max_images} image(s) a question, not {len(images)}",
+                remedy="ask about fewer images",
+            )
+        return look
+
+    def text_tokens(self, text: str) -> int:
+        """Positions of the prompt that asks a text alone, without an image."""
+        return len(self._prompt.tokens(text, ()))
+
+    def complete(self, text: str, *, new_tokens: int) -> str:
+        """The decoder's greedy answer to a text alone, of so many tokens at most; within the context that is planned."""
+        logits, _ = self._prefill(self._prompt.tokens(text, ()), [], [], new_tokens)
+        self._answered = True
+        return self._decode(logits, AskOptions(), new_tokens, None)[0]
+
+    def least_tokens(self, images: Sequence[ImageInput], question: str, options: AskOptions) -> int:
+        """What images, question and answer take of the context at least, as far as the images' headers tell."""
+        limits, look = self.bundle.manifest.limits, self._look(images, options)
+        headers = [source_header(each, options.max_pixels or limits.max_pixels) for each in images]
+        layouts = image_layouts(self.bundle, headers, look)
+        least = self._least_length(self._prompt.tokens(question, layouts), layouts, look)
+        return least + (options.max_new_tokens or self.bundle.manifest.defaults.max_new_tokens)
+
+    def forget(self) -> None:
+        """Drop the visual tokens and the prompt that are remembered: the next question costs all that a new image does."""
+        self._cache, self._in_engine = SeenCache(), []
 
     def _see(
         self,
@@ -281,7 +312,7 @@ class Pipeline:
         generated, reason = 0, "length"
         for _ in range(new_tokens):
             token = choose(logits, temperature=options.temperature, top_p=options.top_p, rng=rng)
-            if token in self._prompt.text.eos_ids:
+            if token in self._prompt.text.eos_ids and not options.ignore_eos:
                 reason = "eos"
                 break
             generated += 1
@@ -324,60 +355,3 @@ def _spans(pieces: Sequence[_Piece]) -> list[Span]:
         begun = spans.pop()[0] if spans and spans[-1][1] is None and piece.image is None else 0
         spans.append((begun + len(piece.embeds), piece.image))
     return spans
-
-
-def find_bundle(path: str | os.PathLike[str] | None) -> Bundle:
-    """The bundle in a folder, or the embedded one for None or `nano`; its manifest is checked, nothing is loaded."""
-    return open_bundle(NANO if path is None or str(path) == EMBEDDED else Path(path))
-
-
-def preflight(
-    bundle: Bundle, images: Sequence[ImageInput], options: AskOptions, budget: str | None, *, device: str = "auto"
-) -> Fitted:
-    """Options that fit the budget, from the manifest and the images' headers alone, before anything is loaded or decoded.
-
-    The number of tiles is lowered where that is enough; a family that cuts images by its own rules has all of its tiles or none.
-    Raises DoesNotFit where it is not, and BadImage or BadInput for what the headers and options already show.
-    """
-    limits, limit = bundle.manifest.limits, parse_bytes(budget) if budget else None
-    if device == "auto":
-        # ONNX Runtime is asked only where there is a choice: importing it takes longer than all of this
-        device = bundle.targets()[0] if len(bundle.targets()) == 1 else choose_device(bundle, device)
-    family = discover.family(bundle.manifest.model.family)
-    headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
-    look = Look.of(options, bundle.manifest.defaults, limits.max_tiles, family)
-    tiles, remark = look.max_tiles, ""
-    if not family.free_tiles:
-        tiles = max((layout.views - 1 for layout in image_layouts(bundle, headers, look)), default=0)
-        remark = ONE_VIEW_TOO if tiles else NO_TILES
-    fitted = fit_tiles(
-        options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit, device=device),
-        any_number=family.free_tiles,
-    )  # fmt: skip
-    check_fits(fitted.plan, remark=remark.format(family=family.name))
-    return fitted
-
-
-def choose_device(bundle: Bundle, device: str) -> str:
-    """`auto` is CUDA where bundle and ONNX Runtime have it, else CPU; raises BadInput, and DamagedBundle without a decoder."""
-    if device not in ("auto", "cpu", "cuda", "tensorrt"):
-        raise BadInput(f"--device has no value {device!r}", remedy="use auto, cpu, cuda or tensorrt")
-    if not bundle.targets():
-        raise DamagedBundle(
-            f"bundle {bundle.manifest.name} has no decoder: its vision part alone was exported",
-            remedy=f"add it: vlm-edge export MODEL {bundle.root} --component llm",
-        )
-    from vlm_edge.backends.onnx.session import available_targets
-
-    usable = [target for target in available_targets() if target in bundle.targets()]
-    if device == "auto":
-        return "cuda" if "cuda" in usable else "cpu"
-    target = decoder_target(device)
-    if target not in bundle.targets():
-        raise BadInput(
-            f"bundle {bundle.manifest.name} has no decoder for {target}",
-            remedy=f"use --device {bundle.targets()[0]}",
-        )
-    if target not in usable:
-        raise BadInput(f"ONNX Runtime here has no {target}", remedy="use --device cpu, or pip install 'vlm-edge[gpu]'")
-    return device

@@ -38,9 +38,9 @@ def view_panels(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[Im
         if i < len(answer.members):
             members = np.array(answer.members[i])
             title = f"{title}: {len(members)} -> {len(np.unique(members[members != DROPPED]))} tokens"
-            panels.append(_titled(title, token_map(view, members.reshape(geometry.grid))))
+            panels.append(titled(title, token_map(view, members.reshape(geometry.grid))))
         else:
-            panels.append(_titled(title, _enlarged(view, geometry.grid)))
+            panels.append(titled(title, _enlarged(view, geometry.grid)))
     return panels
 
 
@@ -138,7 +138,8 @@ def _outline(draw: ImageDraw.ImageDraw, owner: NDArray[np.int_], edges: Edges) -
     draw.rectangle((0, 0, edges[0][-1] - 1, edges[1][-1] - 1), outline=colour, width=2)
 
 
-def _titled(title: str, view: Image.Image) -> Image.Image:
+def titled(title: str, view: Image.Image) -> Image.Image:
+    """A picture under a line about it."""
     letters = Letters(title, 15)
     panel = Image.new("RGB", (max(view.width, letters.width), TITLE_PX + view.height), (255, 255, 255))
     letters.draw(ImageDraw.Draw(panel), (0, 0), INK)

@@ -21,6 +21,7 @@ from vlm_edge.tokens.positions import TokenSet, row_order
 from vlm_edge.tokens.reduce import reduce_tokens
 from vlm_edge.tokens.relevance import text_relevance
 from vlm_edge.vision import preprocess, saliency, tiling
+from vlm_edge.vision.grounding import Frames
 from vlm_edge.vision.tiling import Tile
 
 CELLS_PER_TILE = 16
@@ -49,7 +50,8 @@ class Seen:
 
     tiles: parts that the model saw beside the whole image, in source px.  runs: embeddings [T, D] for each of the image's
     places in the prompt.  members: per view, the token that each original token went to.  boxes: what each view shows, in px
-    of what was decoded.  removed: tokens that a reduction took away.
+    of what was decoded.  removed: tokens that a reduction took away.  frame: what the view of the whole image spans, in shares of
+    the image's width and height.
     """
 
     width: int
@@ -60,6 +62,14 @@ class Seen:
     members: tuple[NDArray[np.int32], ...]
     boxes: tuple[Box, ...]
     removed: int = 0
+    frame: tuple[float, float, float, float] = (0, 0, 1, 1)
+
+    @property
+    def frames(self) -> Frames:
+        """What coordinates in an answer can span."""
+        x0, y0, x1, y1 = self.frame
+        view = (x0 * self.width, y0 * self.height, x1 * self.width, y1 * self.height)
+        return Frames((self.width, self.height), view, self.layout.canvas_px)
 
     @property
     def tokens_before(self) -> int:
@@ -226,6 +236,7 @@ def see(
         members=tuple(view.members for view in views),
         boxes=tuple(shown.boxes),
         removed=sum(len(view.members) - len(view) for view in views),
+        frame=_shares(shown.frame or max(shown.boxes, key=_area), pixels),
     )
 
 
@@ -245,6 +256,16 @@ def _token_scores(method: str, features: Floats, grid: tuple[int, int], words: F
     if method == "landmark":
         return np.stack([saliency.novelty(view, grid=grid).reshape(-1) for view in features])
     return None
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _shares(box: Sequence[float], pixels: NDArray[np.uint8]) -> tuple[float, float, float, float]:
+    """Of the decoded image, which may be smaller than its source."""
+    height, width = pixels.shape[:2]
+    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
 def _tiled(pixels: NDArray[np.uint8], tiles: Sequence[Tile], maker: ViewMaker) -> ImageInputs:

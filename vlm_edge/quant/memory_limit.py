@@ -67,6 +67,30 @@ class MemoryLimit:
 
 
 @contextmanager
+def room_for_mapped(count: int) -> Iterator[None]:
+    """For the time of the block, let a file of so many bytes be mapped as private and writable, as ONNX Runtime maps weights.
+
+    Such a mapping is data to RLIMIT_DATA, though its pages stay the file's, which the system drops, until they are written to; the
+    watchdog counts those that are.
+    """
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY:
+        yield
+        return
+    raised = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (raised, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@contextmanager
 def _data_limit(limit_bytes: int | None) -> Iterator[None]:
     """RLIMIT_DATA counts writable private pages, touched or not, so it never lets resident memory grow by more than it allows."""
     try:

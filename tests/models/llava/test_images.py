@@ -191,3 +191,15 @@ def test_what_is_no_image_is_refused(array: np.ndarray):
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings_from(CONFIG, CLIP).resample = 1  # type: ignore[misc]
+
+
+def test_the_frame_of_a_padded_or_cropped_view_is_what_it_spans() -> None:
+    wide = photo(400, 200)
+    padded = prepare(wide, settings_from(CONFIG, PROCESSORS["padded"][1]))
+    assert padded.frame == (0, -100, 400, 300)
+    tall = prepare(photo(200, 401), settings_from(CONFIG, PROCESSORS["padded"][1]))
+    assert tall.frame == (-100, 0, 301, 401)  # of an odd rest, the smaller half comes first
+    cropped = prepare(wide, settings_from(CONFIG, CLIP))  # 112 x 56 px, of which the middle 56 columns are kept
+    assert cropped.frame == (100, 0, 300, 200)
+    squeezed = prepare(wide, settings_from(CONFIG, PROCESSORS["clip, squeezed"][1]))
+    assert squeezed.frame == (0, 0, 400, 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import PromptBuilder, VlmFamily
+from vlm_edge.core.dialects import BRACKETS, TAGS
 from vlm_edge.models.internvl.spec import MODEL_TYPES, spec_from_config
 
 
@@ -20,4 +21,5 @@ FAMILY = VlmFamily(
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
     reducible=True,
+    dialects=(TAGS, BRACKETS),
 )

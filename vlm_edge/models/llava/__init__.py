@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import PromptBuilder, VlmFamily
+from vlm_edge.core.dialects import FLOATS, TAGS
 from vlm_edge.models.llava.spec import MODEL_TYPES, spec_from_config
 
 
@@ -21,4 +22,5 @@ FAMILY = VlmFamily(
     model_types=MODEL_TYPES,
     free_tiles=True,
     reducible=True,
+    dialects=(TAGS, FLOATS),
 )

@@ -17,11 +17,17 @@ def prepare(image: Rgb, settings: ImageSettings) -> ImageInputs:
     if settings.background is not None:
         view = squared(image, side, settings.background, settings.resample)
         box: Box = (0, 0, *image_px)
+        edge = max(image_px)
+        x0, y0 = (-((edge - length) // 2) for length in image_px)
+        frame: tuple[float, float, float, float] = (x0, y0, x0 + edge, y0 + edge)
     else:
         to_px, window = _resize_and_crop(image_px, settings)
         view = resized_window(image, to_px, window, settings.resample)
         box = source_box(window, (0, 0, *to_px), image_px)
-    return ImageInputs({"pixel_values": settings.pixels.stack([view])}, (box,), settings.geometry.layout(image_px))
+        across, down = (length / to for length, to in zip(image_px, to_px, strict=True))
+        frame = (window[0] * across, window[1] * down, window[2] * across, window[3] * down)
+    layout = settings.geometry.layout(image_px)
+    return ImageInputs({"pixel_values": settings.pixels.stack([view])}, (box,), layout, frame)
 
 
 def _resize_and_crop(image_px: Size, settings: ImageSettings) -> tuple[Size, Box]:

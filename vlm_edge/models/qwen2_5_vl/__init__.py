@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import PromptBuilder, VlmFamily
+from vlm_edge.core.dialects import JSON_PIXELS
 from vlm_edge.models.qwen2_5_vl.spec import MODEL_TYPES, spec_from_config
 
 
@@ -19,4 +20,5 @@ FAMILY = VlmFamily(
     prompt=_prompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
+    dialects=(JSON_PIXELS,),
 )

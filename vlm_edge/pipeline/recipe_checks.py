@@ -1,0 +1,80 @@
+"""Whether a recipe can be followed: its words, what its family allows, and that what it describes can be planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm_edge.core import discover
+from vlm_edge.core.device import nearest
+from vlm_edge.core.manifest_checks import out_of_range
+from vlm_edge.core.recipe import LLM_WEIGHTS, VISION_WEIGHTS, Recipe, load_recipe, recipe_names
+from vlm_edge.core.resources import resource_dir
+from vlm_edge.errors import BadInput, VlmEdgeError
+from vlm_edge.pipeline.inputs import of_recipe
+from vlm_edge.pipeline.options import AskOptions, Look
+from vlm_edge.pipeline.plan import PlanOptions, report_on
+from vlm_edge.units import format_bytes
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+_ENOUGH = "100000GiB"
+"""A budget for everything: whether a device can hold the model is `plan`'s question."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One recipe. problem and fix: the first thing that is wrong, empty without one.  about: what a good one comes to."""
+
+    name: str
+    problem: str = ""
+    fix: str = ""
+    about: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problem
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file: by path where `name` has a suffix, else the shipped one.  Raises BadInput with the nearest names."""
+    path = Path(name)
+    if path.suffix in _SUFFIXES:
+        return path
+    known = recipe_names()
+    if name not in known:
+        raise BadInput(f"there is no recipe {name[:60]!r}", remedy=nearest(name, known))
+    return resource_dir("recipes") / f"{name}.yaml"
+
+
+def check(name: str) -> Checked:
+    """Read and follow one recipe; what is wrong with its content is told in the result.
+
+    Raises BadInput where there is no such recipe at all.
+    """
+    path = find_recipe(name)
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist", remedy="name a recipe's file, or one that vlm-edge recipes list shows")
+    try:
+        return Checked(name, about=_follow(load_recipe(path)))
+    except VlmEdgeError as found:
+        return Checked(name, found.message, found.remedy)
+
+
+def _follow(recipe: Recipe) -> str:
+    """Raise BadInput for the first thing that is wrong; returns the plan in a line, where the recipe has a model."""
+    if wrong := out_of_range(recipe):
+        raise BadInput(wrong, remedy="correct the field; vlm-edge recipes schema tells what it may hold")
+    packing = recipe.packing
+    for key, value, words in (("llm", packing.llm, LLM_WEIGHTS), ("vision", packing.vision, VISION_WEIGHTS)):
+        if value not in words:
+            raise BadInput(f"packing.{key} has no value {value!r}", remedy=nearest(value, list(words)))
+    if packing.group_size < 1:
+        raise BadInput(f"packing.group_size is {packing.group_size}", remedy="use 1 or more; 128 is usual")
+    family = discover.family(recipe.family)
+    Look.of(AskOptions(), recipe.defaults, recipe.limits.max_tiles, family)
+    if recipe.model is None:
+        return "packs a checkpoint that is at hand"
+    report = report_on(of_recipe(recipe), PlanOptions(budget=_ENOUGH))
+    peak, visual = format_bytes(report.plan.peak_bytes), report.plan.visual_tokens
+    return f"{peak} with {visual} visual tokens in a context of {report.request.context}"
