@@ -21,7 +21,7 @@ class Engine:
     def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
         self.name = name
         settings = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-        self._said = tempfile.TemporaryFile("w+")
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, env=settings
         )
@@ -35,10 +35,9 @@ class Engine:
         return self._line()
 
     def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-        self._said.close()
+        # Leaving closes the pipes, which ends the worker's loop, and waits.
+        with self._process, self._said:
+            pass
 
     def _line(self) -> str:
         assert self._process.stdout
@@ -46,5 +45,7 @@ class Engine:
         if not line:
             code = self._process.wait()
             self._said.seek(0)
-            raise SystemExit(f"{self.name} stopped with {code}\n{self._said.read()[-2000:]}")
+            said = self._said.read()[-2000:]
+            self.close()
+            raise SystemExit(f"{self.name} stopped with {code}\n{said}")
         return line.strip()
