@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -103,7 +104,8 @@ def _convert(checkpoint: Path, models: Path, command: list[str], model: Path) ->
     models.mkdir(parents=True, exist_ok=True)
     if not text.exists():
         extract_text_model(open_checkpoint(checkpoint), text)
-    subprocess.run([*command, str(text), str(model)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    settings = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, str(text), str(model)], check=True, env=settings, stdout=subprocess.DEVNULL)
 
 
 def _logits(engine: Engine, file: Path) -> np.ndarray:
@@ -115,23 +117,30 @@ def _print(
     facts: Mapping[str, Facts], outputs: Sequence[np.ndarray], timings: Mapping[tuple[str, int], Sequence[Timing]],
     bandwidth: float, arguments: argparse.Namespace,
 ) -> None:  # fmt: skip
-    print("| engine | version | weights | lm_head | KV cache | activations | bytes a token | peak MiB | cosine |")
-    print("| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: |")
+    print(
+        "| engine | version | weights | lm_head | KV cache | activations | weights read | KV a position | peak MiB | cosine |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
     for (name, fact), logits in zip(facts.items(), outputs, strict=True):
         cosine = float(logits @ outputs[0] / np.linalg.norm(logits) / np.linalg.norm(outputs[0]))
         peak = max(timing.peak_bytes for prompt in PROMPTS for timing in timings[name, prompt])
         words = f"{fact.version} | {fact.weights} | {fact.head} | {fact.cache} | {fact.activations}"
-        print(f"| {name} | {words} | {fact.read_bytes / 1e6:.0f} MB | {peak / 2**20:.0f} | {cosine:.4f} |")
+        read = f"{fact.read_bytes / 1e6:.0f} MB | {fact.position_bytes} B"
+        print(f"| {name} | {words} | {read} | {peak / 2**20:.0f} | {cosine:.4f} |")
     print(f"\nCosine: of a prompt's logits with the first engine's. Medians of {arguments.repeats}, {NEW_TOKENS} tokens decoded, "
           f"{arguments.threads} threads; memory read at {bandwidth / 1e9:.1f} GB/s.\n")  # fmt: skip
-    print("| engine | prompt | prefill tok/s | decode tok/s | spread of decode | share of bandwidth |")
-    print("| --- | ---: | ---: | ---: | --- | ---: |")
+    first = next(iter(facts))
+    print(f"| engine | prompt | prefill tok/s | decode tok/s | spread of decode | share of bandwidth | {first} / it |")
+    print("| --- | ---: | ---: | ---: | --- | ---: | --- |")
     for prompt in PROMPTS:
-        for name, fact in facts.items():
-            found = speed(timings[name, prompt], fact, prompt, NEW_TOKENS, bandwidth)
+        found = {
+            name: speed(timings[name, prompt], fact, prompt, NEW_TOKENS, bandwidth) for name, fact in facts.items()
+        }
+        ours = found[first]
+        for name, it in found.items():
             print(
-                f"| {name} | {prompt} | {found.prefill:.1f} | {found.decode:.1f} | {found.low:.1f}-{found.high:.1f} "
-                f"| {found.share:.2f} |"
+                f"| {name} | {prompt} | {it.prefill:.1f} | {it.decode:.1f} | {it.low:.1f}-{it.high:.1f} | {it.share:.2f} "
+                f"| prefill {ours.prefill / it.prefill:.2f}, decode {ours.decode / it.decode:.2f} |"
             )
 
 

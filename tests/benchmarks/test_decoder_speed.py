@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from benchmarks import memory_read
 from benchmarks.decoder_speed import speed
 from benchmarks.engines import Engine
-from benchmarks.peers.decoding import Facts, Timing, peak_bytes, prompt_ids, time_once
+from benchmarks.peers.decoding import Facts, Timing, peak_bytes, prompt_ids, serve, time_once
 from benchmarks.peers.llama_cpp.convert import interleaved
 
 FACTS = Facts("v", "int4", "int8", "fp32", "int8", vocabulary=50, read_bytes=900, position_bytes=2)
@@ -37,6 +40,21 @@ def test_each_run_starts_anew_and_reads_what_it_made() -> None:
     assert decoder.read == [[4, 5, 6], [3], [4], [5]]
     assert timing.prefill > 0
     assert timing.decode > 0
+
+
+def test_a_worker_says_what_it_is_and_answers_each_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "logits.npy"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"run 5 2\nlogits 7 {file}\n"))
+    decoder = Counting()
+    serve(FACTS, decoder)
+    described, timed, saved = capsys.readouterr().out.splitlines()
+    assert Facts(**json.loads(described)) == FACTS
+    assert Timing(**json.loads(timed)).decode > 0
+    assert saved == str(file)
+    assert np.load(file).argmax() == 7
+    assert decoder.read == [prompt_ids(7, FACTS.vocabulary)]
 
 
 def test_speeds_are_medians_and_a_share_of_the_bandwidth() -> None:
