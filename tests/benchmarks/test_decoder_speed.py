@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import memory_read
-from benchmarks.decoder_speed import speed
+from benchmarks.decoder_speed import PROMPTS, _print, speed
 from benchmarks.engines import Engine
 from benchmarks.peers.decoding import Facts, Timing, peak_bytes, prompt_ids, serve, time_once
 from benchmarks.peers.llama_cpp.convert import interleaved
@@ -64,6 +65,19 @@ def test_speeds_are_medians_and_a_share_of_the_bandwidth() -> None:
     assert (found.low, found.decode, found.high) == (5, 10, 20)
     # 900 bytes of weights and 50 positions of 2 bytes, ten times a second
     assert found.share == pytest.approx(0.5)
+
+
+def test_the_table_compares_each_engine_with_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    timings = {
+        (name, prompt): [Timing(1.0, seconds, 3 << 20)]
+        for name, seconds in (("a", 2.0), ("b", 4.0))
+        for prompt in PROMPTS
+    }
+    outputs = [np.array([1.0, 0.0]), np.array([3.0, 4.0])]
+    _print({"a": FACTS, "b": FACTS}, outputs, timings, 1e9, argparse.Namespace(repeats=1, threads=2))
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[3].endswith("| 0 MB | 2 B | 3 | 0.6000 |")
+    assert rows[-1] == "| b | 640 | 640.0 | 8.0 | 8.0-8.0 | 0.00 | prefill 1.00, decode 2.00 |"
 
 
 def test_prompts_are_the_same_and_hold_no_special_token() -> None:
