@@ -11,7 +11,6 @@ are relative to torch at fp32 (norm of the difference over the norm), on the one
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -22,38 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.engines import Engine
+
 PEER = Path(__file__).parent / "peers/openvino/encoder.py"
-
-
-class Engine:
-    """A waiting process; `version` is its first line."""
-
-    def __init__(self, name: str, command: list[str], threads: int) -> None:
-        self.name = name
-        settings = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=settings
-        )
-        self.version = self._line()
-
-    def ask(self, line: str) -> float:
-        """Milliseconds of one run."""
-        assert self._process.stdin
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _line(self) -> str:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} stopped with {self._process.wait()}")
-        return line.strip()
 
 
 def main(checkpoint: Path, openvino: Path | None, threads: int, repeats: int) -> None:
@@ -95,7 +65,7 @@ def _compare(engines: list[Engine], folder: Path, repeats: int) -> None:
         outputs[engine.name] = np.load(file).reshape(-1)
     for _ in range(repeats):
         for engine in engines:
-            times[engine.name].append(engine.ask("run"))
+            times[engine.name].append(float(engine.ask("run")))
     reference = outputs[engines[0].name]
     base = statistics.median(times[engines[0].name])
     print(f"| engine | version | median of {repeats} | spread | torch eager / it | relative error |")

@@ -60,6 +60,13 @@ def test_rewind_forgets_what_came_after(decoder: Decoder, engine: OnnxEngine) ->
     np.testing.assert_allclose(logits, reference(decoder, np.concatenate([shared, second])), rtol=1e-3, atol=1e-4)
 
 
+def test_logits_stay_as_they_were_when_more_is_read(engine: OnnxEngine) -> None:
+    first = engine.forward(prompt(8))
+    kept = first.copy()
+    assert not np.array_equal(engine.forward(prompt(1, 1)), kept)
+    np.testing.assert_array_equal(first, kept)
+
+
 def test_greedy_decoding_equals_generate(decoder: Decoder, engine: OnnxEngine) -> None:
     import torch
 
@@ -100,6 +107,21 @@ def test_a_graph_that_is_no_decoder_is_refused(tmp_path: Path, decoder: Decoder)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     with pytest.raises(DamagedBundle, match="inputs_embeds"):
         OnnxEngine(path, decoder.text, target="cpu", threads=1, context=8)
+
+
+def test_a_decoder_with_logits_of_more_than_one_position_is_refused(tmp_path: Path, decoder: Decoder) -> None:
+    import onnx
+    from onnx import helper
+
+    graph = onnx.load(decoder.graph)
+    (last,) = [node for node in graph.graph.node if "logits" in node.output]
+    last.output[:] = ["one"]
+    graph.graph.node.append(helper.make_node("Concat", ["one", "one"], ["logits"], axis=1))
+    (declared,) = [value for value in graph.graph.output if value.name == "logits"]
+    declared.type.tensor_type.shape.dim[1].dim_value = 2
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(DamagedBundle, match=r"has logits \[\w+, 2, 320\]"):
+        OnnxEngine(tmp_path / "model.onnx", decoder.text, target="cpu", threads=1, context=8)
 
 
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, decoder: Decoder) -> None:

@@ -26,8 +26,9 @@ _POSITIONS = "position_ids"
 class OnnxEngine:
     """One sequence through a decoder built by onnxruntime-genai's builder (inputs_embeds in, last logits out).
 
-    Past and present share one buffer per layer, [1, kv_heads, context, head_dim], so no step copies the cache; its type and
-    the embeddings' are the graph's, fp32 or fp16, and a cache may be int8 or int4 too (two values in a byte). A prompt is
+    Past and present share one buffer per layer, [1, kv_heads, context, head_dim], so no step copies the cache; its type, the
+    embeddings' and the logits' are the graph's, fp32 or fp16, and a cache may be int8 or int4 too (two values in a byte). These
+    buffers are bound once: to bind dozens of them again took longer than all else that a step does around the graph. A prompt is
     prefilled in chunks of PREFILL_CHUNK positions, which bounds the activations; not so where a prefix attends in both
     directions: no part of it can be read without the rest.
     mapped: as in open_session.
@@ -45,6 +46,7 @@ class OnnxEngine:
         self._prefix = 0
         self._binding = self._session.io_binding()
         inputs = {value.name: value.type for value in self._session.get_inputs()}
+        outputs = {value.name: value.type for value in self._session.get_outputs()}
         past = [f"past_key_values.{layer}.{part}" for layer in range(text.layers) for part in ("key", "value")]
         _check_graph(self._session, graph, text, inputs, past)
         self._float = _FLOATS[inputs["inputs_embeds"]]
@@ -54,7 +56,11 @@ class OnnxEngine:
         for name in past:
             empty = np.zeros((1, text.kv_heads, context, _width(text, inputs[name])), _CACHES[inputs[name]])
             buffer = runtime.OrtValue.ortvalue_from_numpy(empty, device, 0)
-            self._cache.append((name, _present(name), buffer))
+            self._cache.append(buffer)
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._binding.bind_ortvalue_output(_present(name), buffer)
+        self._logits = np.empty((1, 1, text.vocab), _FLOATS[outputs["logits"]])
+        self._binding.bind_ortvalue_output("logits", runtime.OrtValue.ortvalue_from_numpy(self._logits, "cpu", 0))
 
     @property
     def length(self) -> int:
@@ -63,7 +69,7 @@ class OnnxEngine:
 
     def cached(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """Keys and values [1, kv_heads, length, head_dim] of every layer, as the graph keeps them."""
-        arrays = [buffer.numpy()[:, :, : self._length] for _, _, buffer in self._cache]
+        arrays = [buffer.numpy()[:, :, : self._length] for buffer in self._cache]
         return zip(arrays[0::2], arrays[1::2], strict=True)
 
     def rewind(self, length: int) -> None:
@@ -124,19 +130,15 @@ class OnnxEngine:
         binding.bind_cpu_input("attention_mask", self._ones[:, :total])
         if positions is not None:
             binding.bind_cpu_input(_POSITIONS, np.ascontiguousarray(positions[:, None], np.int64))
-        for past, present, buffer in self._cache:
-            binding.bind_ortvalue_input(past, buffer)
-            binding.bind_ortvalue_output(present, buffer)
-        binding.bind_output("logits", "cpu")
         self._session.run_with_iobinding(binding)
         self._length = total
-        logits: Floats = binding.get_outputs()[-1].numpy()[0, -1].astype(np.float32, copy=False)
-        binding.clear_binding_inputs()
-        binding.clear_binding_outputs()
+        # A copy: the buffer is the next step's too.
+        logits: Floats = self._logits[0, -1].astype(np.float32)
         return logits
 
 
 def _check_graph(session: Graph, graph: Path, text: TextSpec, inputs: dict[str, str], past: list[str]) -> None:
+    logits = next((value.type for value in session.get_outputs() if value.name == "logits"), "")
     if "inputs_embeds" not in inputs:
         raise DamagedBundle(f"{graph} is not a decoder that takes inputs_embeds", remedy="export the decoder again")
     positions: dict[str, tuple[int | None, ...]] = {_POSITIONS: (3, None, None)} if text.mrope_sections else {}
@@ -144,7 +146,7 @@ def _check_graph(session: Graph, graph: Path, text: TextSpec, inputs: dict[str, 
         {
             "inputs_embeds": (None, None, text.hidden),
             "attention_mask": (None, None),
-            "logits": (None, None, text.vocab),
+            "logits": (None, 1, text.vocab),
         }
         | positions
         | {
@@ -154,10 +156,10 @@ def _check_graph(session: Graph, graph: Path, text: TextSpec, inputs: dict[str, 
         }
     )
     others = {*inputs} - {"inputs_embeds", "attention_mask", *positions, *past}
-    types = ({inputs["inputs_embeds"]} - {*_FLOATS}) | ({inputs[name] for name in past} - {*_CACHES})
+    types = ({inputs["inputs_embeds"], logits} - {*_FLOATS}) | ({inputs[name] for name in past} - {*_CACHES})
     if others or types:
-        what = f"takes {min(others)} too" if others else f"takes {min(types)}"
-        raise DamagedBundle(f"{graph} {what}, which no decoder here is given", remedy="export the decoder again")
+        what = f"takes {min(others)} too" if others else f"takes or gives {min(types)}"
+        raise DamagedBundle(f"{graph} {what}, unlike every decoder here", remedy="export the decoder again")
 
 
 def _width(text: TextSpec, kind: str) -> int:
