@@ -161,13 +161,15 @@ def _aim(found: Rows) -> tuple[str, str]:
             answers = _with_interval(back, 0, 100)
             ok = ok and back.mean >= SHARE
         met.append((row["bits"], ok))
+        twin, own_rtn, calm_rtn = (_values(one, "kl") for one in (row, plain, calm))
+        added = resamples.ratio(own_rtn - twin, own_rtn - calm_rtn)
         rows.append(
             (_model(row), _weights(row), _with_interval(lost, 2, 100), f"{times.mean:.1f}", _with_interval(share, 0, 100),
-             answers, "yes" if ok else "no")
+             _with_interval(added, 0, 100), answers, "yes" if ok else "no")
         )  # fmt: skip
     table = _table(
         ("model", "weights", "RTN loses, points", "RTN's KL, times nano's", "AWQ wins back of KL, %",
-         "AWQ wins back of answers, %", "two thirds"),
+         "of the KL above nano's RTN, %", "AWQ wins back of answers, %", "two thirds"),
         rows,
     )  # fmt: skip
     told = []

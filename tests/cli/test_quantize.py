@@ -59,7 +59,7 @@ def test_the_table_has_a_row_for_each_layer(
 @pytest.mark.parametrize(
     ("arguments", "error", "fix"),
     [
-        (["--target", "cpu"], "error: the int4 ONNX decoder for cpu is not written yet", "--target none"),
+        (["--target", "tensorrt"], "error: --target tensorrt is not supported", "use one of none, cpu, cuda"),
         (["--max-memory", "1MiB"], "error: --max-memory 1.0 MiB is too small", "use --max-memory"),
         (["--max-memory", "much"], "error: 'much' is not an amount of memory", "write it like 24GiB"),
         (["--seqlen", "4096"], "error: --seqlen 4096 is longer than the model's context", "use 128 or less"),

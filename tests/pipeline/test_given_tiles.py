@@ -46,7 +46,8 @@ class Views:
 
     def prepare(self, image: np.ndarray, *, whole: bool) -> ImageInputs:
         assert whole
-        return ImageInputs({"pixel_values": self.pixels([global_view(image, 16)])}, (), GEOMETRY.layout((60, 40)))
+        view = self.pixels([global_view(image, 16)])
+        return ImageInputs({"pixel_values": view}, ((0, 0, 60, 40),), GEOMETRY.layout((60, 40)))
 
 
 def look(*boxes: tuple[int, int, int, int]) -> Look:

@@ -168,13 +168,23 @@ def test_the_head_s_precision_is_what_was_asked_for(head: str, target: str, tmp_
         assert stored["lm_head.MatMul.scales"].dtype == kind
 
 
+def test_symmetric_weights_have_no_zero_points(tmp_path: Path) -> None:
+    quantizable.save_text(tmp_path / "model", outliers=False)
+    options = replace(RTN, symmetric=True, lm_head="int8")
+    report = quantize_model(tmp_path / "model", tmp_path / "out", options).report["onnx"]
+    assert report["exact"]["relative_error"] < 1e-4
+    products = [node for node in graph_of(tmp_path / "out/llm/cpu").graph.node if node.op_type == "MatMulNBits"]
+    assert len(products) == 2 * 4 + 1
+    assert all(len(node.input) == 3 for node in products)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_cache_of_few_bits(kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache holds keys and values in codes whose scales calibration found, and a bundle's plan counts them."""
     from vlm_edge.pipeline.inputs import find_model
 
     with monkeypatch.context() as patch:
-        patch.setattr(quantizable.tiny_decoders, "with_outliers", lambda model: model)
+        patch.setattr(quantizable.text_models, "with_outliers", lambda model: model)
         quantizable.save_vlm("llava", tmp_path / "model")
     options = replace(OPTIONS, calib=data, target="cpu", kv_cache_dtype=kind)
     report = quantize_model(tmp_path / "model", tmp_path / "out", options).report["onnx"]

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vlm_edge.quant.nbits import Blocks, stacked, to_blocks  # noqa: E402
+from vlm_edge.quant.nbits import Blocks, stacked, to_blocks, zero_points  # noqa: E402
 from vlm_edge.quant.qparams import Scheme, quantize  # noqa: E402
 
 
@@ -25,7 +25,7 @@ def slowly_read(blocks: Blocks) -> np.ndarray:
             block, place = divmod(column, blocks.block)
             byte = int(blocks.weight[row, block, place // per_byte])
             code = byte >> (blocks.bits * (place % per_byte)) & mask
-            zeros = int(blocks.zero_points[row, block // per_byte])
+            zeros = int(zero_points(blocks)[row, block // per_byte])
             zero = zeros >> (blocks.bits * (block % per_byte)) & mask
             found[row, column] = (code - zero) * float(blocks.scales[row, block])
     return found
@@ -68,6 +68,18 @@ def test_rows_of_several_weights_are_one_weight() -> None:
     both = stacked([to_blocks(part) for part in parts])
     expected = torch.cat([part.dequantized() for part in parts]).numpy()
     np.testing.assert_array_equal(slowly_read(both), expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_middle_zero_points_are_left_out_until_others_join_them(bits: int) -> None:
+    even = quantize(weight(3, 64), Scheme(bits, 32, symmetric=True))
+    uneven = quantize(weight(2, 64, 9).abs(), Scheme(bits, 32))
+    blocks = [to_blocks(one, bits) for one in (even, uneven)]
+    assert blocks[0].zero_points is None
+    assert stacked(blocks[:1] * 2).zero_points is None
+    np.testing.assert_array_equal(slowly_read(blocks[0]), even.dequantized().numpy())
+    expected = torch.cat([even.dequantized(), uneven.dequantized()]).numpy()
+    np.testing.assert_array_equal(slowly_read(stacked(blocks)), expected)
 
 
 def test_weights_that_are_cut_differently_are_not_stacked() -> None:

@@ -20,11 +20,14 @@ WIDTHS = (4, 8)
 
 @dataclass(frozen=True)
 class Blocks:
-    """A weight [out, in] in that layout.  bits: of a code; block: inputs that share a scale."""
+    """A weight [out, in] in that layout.  bits: of a code; block: inputs that share a scale.
+
+    zero_points: None where every one is the middle code, which the operator takes for granted and is quicker without.
+    """
 
     weight: torch.Tensor
     scales: torch.Tensor
-    zero_points: torch.Tensor
+    zero_points: torch.Tensor | None
     bits: int
     block: int
     inputs: int
@@ -41,12 +44,12 @@ def to_blocks(quantized: Quantized, bits: int = 4) -> Blocks:
         raise ValueError(f"MatMulNBits holds codes of 4 or 8 bits, not {bits}")
     outputs, inputs = quantized.codes.shape
     groups = quantized.scale.shape[1]
-    weight, zeros = quantized.codes, quantized.zero
-    if bits == 4:
-        weight, zeros = _nibbles(weight), _nibbles(_even(zeros))
+    weight = _nibbles(quantized.codes) if bits == 4 else quantized.codes
+    plain = bool((quantized.zero == 1 << (bits - 1)).all())
     return Blocks(
-        weight.reshape(outputs, groups, -1).contiguous(), quantized.scale, zeros, bits, inputs // groups, inputs
-    )
+        weight.reshape(outputs, groups, -1).contiguous(), quantized.scale, None if plain else _packed(quantized.zero, bits),
+        bits, inputs // groups, inputs,
+    )  # fmt: skip
 
 
 def stacked(parts: Sequence[Blocks]) -> Blocks:
@@ -54,12 +57,24 @@ def stacked(parts: Sequence[Blocks]) -> Blocks:
     first = parts[0]
     if any((part.bits, part.block, part.inputs) != (first.bits, first.block, first.inputs) for part in parts):
         raise ValueError("weights that differ in width, block or inputs cannot be stacked")
+    plain = all(part.zero_points is None for part in parts)
     return Blocks(
         torch.cat([part.weight for part in parts]),
         torch.cat([part.scales for part in parts]),
-        torch.cat([part.zero_points for part in parts]),
+        None if plain else torch.cat([zero_points(part) for part in parts]),
         first.bits, first.block, first.inputs,
     )  # fmt: skip
+
+
+def zero_points(blocks: Blocks) -> torch.Tensor:
+    """Every zero point of a weight, those that it leaves out as well."""
+    if blocks.zero_points is not None:
+        return blocks.zero_points
+    return _packed(torch.full(blocks.scales.shape, 1 << (blocks.bits - 1), dtype=torch.uint8), blocks.bits)
+
+
+def _packed(zeros: torch.Tensor, bits: int) -> torch.Tensor:
+    return _nibbles(_even(zeros)) if bits == 4 else zeros
 
 
 def _even(codes: torch.Tensor) -> torch.Tensor:

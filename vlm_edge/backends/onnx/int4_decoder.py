@@ -24,7 +24,7 @@ from vlm_edge.backends.onnx.offset_norms import OFFSET_NORMS
 from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import CheckFailed
-from vlm_edge.quant.nbits import Blocks, stacked, to_blocks
+from vlm_edge.quant.nbits import Blocks, stacked, to_blocks, zero_points
 from vlm_edge.quant.qparams import Quantized, Scheme, quantize
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 _GATE_UP = ("gate_proj", "up_proj")
 """Two products of one input and one width, which are one product in half the calls."""
 _HEAD = "lm_head.MatMul"
+_ZERO_POINTS_AT = 3
+"""The input of MatMulNBits that may be left out."""
 _ANOTHER_BUILDER = "use the onnxruntime-genai version that vlm-edge[build] asks for"
 Floats = NDArray[np.floating[Any]]
 
@@ -203,6 +205,8 @@ def _write_layer(
         unused.difference_update(linear.modules)
         blocks = stacked([to_blocks(quantized[module]) for module in linear.modules])
         _set_sizes(linear.node, blocks)
+        if blocks.zero_points is None:
+            del linear.node.input[_ZERO_POINTS_AT:]
         _write_blocks(data, linear.name, blocks, dtype)
     for name in _others_of(model, index):
         sources = _sources(name)
@@ -239,7 +243,8 @@ def _unlike(index: int, what: str) -> CheckFailed:
 def _write_blocks(data: ExternalData, name: str, blocks: Blocks, dtype: Any) -> None:
     data.add(f"{name}.qweight", blocks.weight.numpy())
     data.add(f"{name}.scales", blocks.scales.numpy().astype(dtype))
-    data.add(f"{name}.qzeros", blocks.zero_points.numpy())
+    if blocks.zero_points is not None:
+        data.add(f"{name}.qzeros", blocks.zero_points.numpy())
 
 
 def _write_norm(data: ExternalData, text: TextSpec, norm: torch.Tensor, dtype: Any) -> None:
@@ -279,6 +284,8 @@ def _packed_head(
     node = _nbits_node(product.name, product.input[0], _HEAD, product.output[0], scheme.bits, settings)
     sizes = {"K": text.hidden, "N": text.vocab}
     node.attribute.extend(helper.make_attribute(key, value) for key, value in sizes.items())
+    if scheme.symmetric:
+        del node.input[_ZERO_POINTS_AT:]
     product.CopyFrom(node)
     groups = text.hidden // scheme.group_size
     data.begin(f"{_HEAD}.qweight", np.uint8, (text.vocab, groups, scheme.group_size * scheme.bits // 8))
@@ -287,17 +294,20 @@ def _packed_head(
         blocks = to_blocks(quantize(part, scheme), scheme.bits)
         data.write(blocks.weight.numpy())
         scales.append(blocks.scales)
-        zeros.append(blocks.zero_points)
+        zeros.append(zero_points(blocks))
     complete = data.whole()
     data.add(f"{_HEAD}.scales", torch.cat(scales).numpy().astype(dtype))
-    data.add(f"{_HEAD}.qzeros", torch.cat(zeros).numpy())
+    if not scheme.symmetric:
+        data.add(f"{_HEAD}.qzeros", torch.cat(zeros).numpy())
     if not complete:
         raise CheckFailed(f"the lm_head has fewer rows than the vocabulary's {text.vocab}", remedy=_ANOTHER_BUILDER)
 
 
 def head_scheme(settings: Int4Settings) -> Scheme:
-    """How the head is rounded: to nearest, in blocks of the decoder's size."""
-    return Scheme(8 if settings.head == "int8" else 4, settings.scheme.group_size)
+    """How the head is rounded: to nearest, in blocks of the decoder's size; at 8 bits a zero point of its own gains nothing."""
+    if settings.head == "int8":
+        return Scheme(8, settings.scheme.group_size, symmetric=True)
+    return Scheme(4, settings.scheme.group_size)
 
 
 def round_head(rows: torch.Tensor, settings: Int4Settings) -> torch.Tensor:
