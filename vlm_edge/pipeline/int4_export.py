@@ -109,7 +109,7 @@ def export_int4(job: Int4Job, stage: Path, on_note: Any) -> Int4Decoder:
     exact = _rows(job, graph, embeds, positions, mapped=True)
     _require_exact(job, exact, logits, graph, references)
     release()
-    parity, report = _as_it_runs(job, graph, embeds, positions, logits)
+    parity, report = _as_it_runs(job, graph, embeds, positions, logits, exact)
     component = f"{COMPONENT}/{job.target}"
     scales: tuple[Staged, ...] = ()
     if job.kv_cache != "auto":
@@ -254,11 +254,19 @@ def _other_tokens(rows: Sequence[Floats], logits: Floats) -> int:
 
 
 def _as_it_runs(
-    job: Int4Job, graph: Path, embeds: Floats, positions: NDArray[np.int64] | None, logits: Floats
+    job: Int4Job,
+    graph: Path,
+    embeds: Floats,
+    positions: NDArray[np.int64] | None,
+    logits: Floats,
+    exact: Sequence[Floats],
 ) -> tuple[Parity, dict[str, Any]]:
-    """Compare the graph as a run loads it, and choose what its products are computed in."""
+    """Compare the graph as a run loads it, and choose what its products are computed in.
+
+    exact: the rows that it gave in floats, which are all there is where it cannot be loaded.
+    """
     if not _has_room(job, graph):
-        return _parity(job, _rows(job, graph, embeds, positions, mapped=True), logits, "int4"), {
+        return _parity(job, exact, logits, "int4"), {
             "activations": "int8" if job.settings.accuracy_level == INT8_ACTIVATIONS else "float",
             "as_run": None,
             "note": "--max-memory has no room for the loaded decoder: its int8 activations were not compared",
