@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from vlm_edge.core.load import load_file
-from vlm_edge.core.resources import resource_dir
+from vlm_edge.core.resources import shipped_file, shipped_names
 from vlm_edge.errors import BadInput
 
 _STRICT = {"extra": "forbid"}
-_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,12 @@ class DeviceProfile:
 
 def profile_names() -> list[str]:
     """The profiles that ship with vlm-edge."""
-    return sorted(path.stem for path in resource_dir("profiles").glob("*.yaml"))
+    return shipped_names("profiles")
 
 
 def find_profile(name: str) -> Path:
     """A profile's file: by path where `name` has a suffix, else the shipped one; raises BadInput with the nearest names."""
-    path = Path(name)
-    if path.suffix in _SUFFIXES:
-        return path
-    known = profile_names()
-    if name not in known:
-        raise BadInput(f"there is no device profile {name[:60]!r}", remedy=nearest(name, known))
-    return resource_dir("profiles") / f"{name}.yaml"
+    return shipped_file("profiles", name, "device profile")
 
 
 def load_profile(name: str) -> DeviceProfile:
@@ -85,12 +77,6 @@ def load_profile(name: str) -> DeviceProfile:
     if path.stem == name and profile.name != name:
         raise BadInput(f"{path} says that its name is {profile.name!r}", remedy="let name and file agree")
     return profile
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A remedy that names what was probably meant, or everything there is."""
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
 
 
 def _checked(profile: DeviceProfile, where: str) -> DeviceProfile:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from vlm_edge.core.bundle import Limits, RunDefaults
 from vlm_edge.core.load import OMIT_DEFAULT, load_file
-from vlm_edge.core.resources import resource_dir
+from vlm_edge.core.resources import shipped_names
 from vlm_edge.errors import BadInput
 
 _STRICT = {"extra": "forbid"}
@@ -68,7 +68,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """The recipes that ship with vlm-edge."""
-    return sorted(path.stem for path in resource_dir("recipes").glob("*.yaml"))
+    return shipped_names("recipes")
 
 
 def load_recipe(path: Path) -> Recipe:

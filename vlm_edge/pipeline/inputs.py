@@ -10,11 +10,10 @@ from typing import Any
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import MANIFEST, open_bundle
 from vlm_edge.core.checkpoint import CONFIG, INDEX, PREPROCESSOR, SINGLE, find_preprocessor, open_checkpoint
-from vlm_edge.core.device import nearest
 from vlm_edge.core.geometry import Geometry, TokenGeometry
 from vlm_edge.core.load import read_text
 from vlm_edge.core.recipe import Recipe, Watched, load_recipe, recipe_names
-from vlm_edge.core.resources import resource_dir
+from vlm_edge.core.resources import nearest, resource_dir
 from vlm_edge.core.shards import strict_json
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_edge.core import discover
-from vlm_edge.core.device import nearest
 from vlm_edge.core.manifest_checks import out_of_range
-from vlm_edge.core.recipe import LLM_WEIGHTS, VISION_WEIGHTS, Recipe, load_recipe, recipe_names
-from vlm_edge.core.resources import resource_dir
+from vlm_edge.core.recipe import LLM_WEIGHTS, VISION_WEIGHTS, Recipe, load_recipe
+from vlm_edge.core.resources import nearest, shipped_file
 from vlm_edge.errors import BadInput, VlmEdgeError
 from vlm_edge.pipeline.inputs import of_recipe
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.pipeline.plan import PlanOptions, report_on
 from vlm_edge.units import format_bytes
 
-_SUFFIXES = (".yaml", ".yml", ".json")
 _ENOUGH = "100000GiB"
 """A budget for everything: whether a device can hold the model is `plan`'s question."""
 
@@ -38,13 +36,7 @@ class Checked:
 
 def find_recipe(name: str) -> Path:
     """A recipe's file: by path where `name` has a suffix, else the shipped one.  Raises BadInput with the nearest names."""
-    path = Path(name)
-    if path.suffix in _SUFFIXES:
-        return path
-    known = recipe_names()
-    if name not in known:
-        raise BadInput(f"there is no recipe {name[:60]!r}", remedy=nearest(name, known))
-    return resource_dir("recipes") / f"{name}.yaml"
+    return shipped_file("recipes", name, "recipe")
 
 
 def check(name: str) -> Checked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -54,11 +53,3 @@ class ExternalData:
     def whole(self) -> bool:
         """Whether the last tensor has all of its bytes."""
         return not self.tensors or self._offset == self._end
-
-
-def read_external(tensor: TensorProto, folder: Path) -> NDArray[Any]:
-    """A tensor's values out of the file beside its graph, or out of the graph itself."""
-    from onnx import numpy_helper
-
-    values: NDArray[Any] = numpy_helper.to_array(tensor, str(folder))
-    return values

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.attention import set_attention
 from vlm_edge.backends.onnx.decoder import DATA, GRAPH
-from vlm_edge.backends.onnx.external_data import ExternalData, read_external
+from vlm_edge.backends.onnx.external_data import ExternalData
 from vlm_edge.backends.onnx.layered import numbered, repeat_layers
 from vlm_edge.backends.onnx.offset_norms import OFFSET_NORMS
 from vlm_edge.core.bundle import atomic_write
@@ -92,7 +92,7 @@ def write_decoder(template: Path, text: TextSpec, weights: DecoderWeights, out: 
     model = repeat_layers(source, text.layers)
     set_attention(model, text)
     linears = _quantize_matmuls(model, settings)
-    kept = {tensor.name: read_external(tensor, template) for tensor in model.graph.initializer}
+    kept = {tensor.name: onnx.numpy_helper.to_array(tensor, str(template)) for tensor in model.graph.initializer}
     del model.graph.initializer[:]
     dtype = _float_type(model)
     with atomic_write(out / DATA) as stream:
