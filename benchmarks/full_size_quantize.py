@@ -6,12 +6,13 @@ python -m benchmarks.full_size_quantize /tmp/llava-1.5-7b -- --method rtn --max-
 
 What follows -- goes to `vlm-edge quantize`. Each run is a process of its own. `peak` is its resident set, interpreter, libraries
 and mapped files included; `kept` is without the pages of mapped files, which is what --max-memory limits; the builder that draws
-the graph is a second process, which ends before the weights are packed.
+the graph is a second process, which ends before the weights are packed. --keep FOLDER leaves what was written in FOLDER/NAME.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,13 +24,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def main(checkpoints: list[Path], options: list[str], target: str) -> None:
+def main(checkpoints: list[Path], options: list[str], target: str, keep: Path | None) -> None:
     print(f"| {' | '.join(COLUMNS)} |\n| {' | '.join('---' for _ in COLUMNS)} |", flush=True)
     for root in checkpoints:
         stored = sum(file.stat().st_size for file in root.glob("*.safetensors"))
         with tempfile.TemporaryDirectory(dir=root.parent) as folder:
             out = str(Path(folder) / "out")
             peak, seconds, report = measured("quantize", str(root), out, "--target", target, *options)
+            if keep is not None:
+                shutil.move(out, keep / root.name)
         graph, memory = report["onnx"], report["memory"]
         found = graph["as_run"] or graph["exact"]
         decoder = sum(file["bytes"] for file in report["artifacts"] if file["role"].startswith("llm.graph"))
@@ -44,7 +47,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="+")
     parser.add_argument("--target", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
     given = sys.argv[1:]
     end = given.index("--") if "--" in given else len(given)
     arguments = parser.parse_args(given[:end])
-    main(arguments.checkpoint, given[end + 1 :], arguments.target)
+    main(arguments.checkpoint, given[end + 1 :], arguments.target, arguments.keep)

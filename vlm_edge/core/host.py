@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 CPU_RESERVE_BYTES = 512 << 20
@@ -149,6 +150,17 @@ def kept_bytes() -> int:
 def data_bytes() -> int:
     """Private writable memory of this process, as RLIMIT_DATA counts it, or 0 where the system does not tell."""
     return _field(_ROOT / "proc/self/status", "VmData:", unit=1 << 10) or 0
+
+
+def release_heap() -> None:
+    """Give memory that was freed back to the system, so that what comes next does not stand on the last step's peak.
+
+    Without it, glibc keeps what blocks of up to 32 MiB left behind. A few milliseconds; nothing where the C library has no such call.
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _field(path: Path, name: str, *, unit: int = 1) -> int | None:

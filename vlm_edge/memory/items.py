@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from vlm_edge.memory import formulas, vision, weights
 from vlm_edge.memory.phases import PHASES, Place, PlanItem
-from vlm_edge.memory.request import BITS, Request, Subject, Visual
+from vlm_edge.memory.request import BITS, Request, Subject, Visual, views_in_call
 from vlm_edge.units import format_bytes
 
-RESERVE_SHARE = 16
-"""One part in so many of what comes and goes is lost between the blocks of an allocator."""
+RESERVE_SHARE, TIGHT_SHARE = 16, 64
+"""One part in so many of what comes and goes is lost between the blocks of an allocator: where calls differ in shape, one after
+another or from image to image, and in an arena that has seen one shape alone."""
 MOVING = frozenset({"vision.activations", "visual_embeddings", "prefill.activations", "logits", "decode.buffers"})
 EMBEDDING_COPIES = 2
 """What the encoder returned, and its place among the prompt's embeddings."""
-PIXEL_COPIES = 2
-"""Views before and after normalising."""
 _LATER = PHASES[1:]
 _WITH_TOKENS = ("encode", "prefill", "decode")
 
@@ -55,15 +55,36 @@ def run_items(
         ),
         *_decoder(subject, request, visual, apart),
     ]  # fmt: skip
+    if request.target == "cpu" and not request.release_tower:
+        items = _in_one_arena(items)
     moving = [item for item in items if item.name in MOVING and item.place == "device"]
     most = max(sum(item.bytes for item in moving if phase in item.phases) for phase in _WITH_TOKENS)
-    what = f"1/{RESERVE_SHARE} of what comes and goes"
-    items.append(PlanItem("reserve", most // RESERVE_SHARE, _WITH_TOKENS, what, "bound"))
+    share = reserve_share(request, visual)
+    items.append(PlanItem("reserve", most // share, _WITH_TOKENS, f"1/{share} of what comes and goes", "bound"))
     items.append(PlanItem("margin", request.margin_bytes, PHASES, "as asked for", "exact"))
     if request.target == "cuda":  # on a CPU that is the runtime itself
         libraries = "interpreter and libraries"
         items.append(PlanItem("host.runtime", host_runtime, PHASES, libraries, "measured", "", apart))
     return items
+
+
+def reserve_share(request: Request, visual: Visual) -> int:
+    """RESERVE_SHARE, or TIGHT_SHARE where every call of the tower has one shape."""
+    one_shape = request.images <= 1 and visual.at_once <= request.encode_views and not visual.packed
+    return TIGHT_SHARE if request.target == "cpu" and one_shape and not request.again else RESERVE_SHARE
+
+
+def _in_one_arena(items: Sequence[PlanItem]) -> list[PlanItem]:
+    """A CPU's sessions share an arena: the decoder works where the tower did, and adds what it needs beyond that."""
+    tower = sum(item.bytes for item in items if item.name == "vision.activations")
+
+    def shared(item: PlanItem) -> PlanItem:
+        if item.name != "prefill.activations" or not tower:
+            return item
+        there = min(item.bytes, tower)
+        return replace(item, bytes=item.bytes - there, formula=f"{item.formula}; {format_bytes(there)} lie where the tower's did")
+
+    return [shared(item) for item in items]
 
 
 def _weights(subject: Subject, request: Request) -> list[PlanItem]:
@@ -111,7 +132,7 @@ def _linear_formula(count: int, request: Request) -> str:
 def _vision(subject: Subject, request: Request, visual: Visual, apart: Place) -> list[PlanItem]:
     if subject.vision is None or subject.projector is None or not visual.views:
         return []
-    elem, views = request.elem_bytes, min(visual.at_once, request.encode_views)
+    elem, views = request.elem_bytes, views_in_call(visual.at_once, most=request.encode_views)
     if subject.vision.joint_views > 1:
         views = visual.at_once
     copies = 1 if request.target == "cpu" and not visual.packed else 2
@@ -124,10 +145,11 @@ def _vision(subject: Subject, request: Request, visual: Visual, apart: Place) ->
     how = "fused attention" if request.fused_vision else f"scores {format_bytes(copies * scores)} each"
     frames = subject.vision.temporal_patch
     dtype = "fp32" if elem == 4 else "fp16"
-    pixels = PIXEL_COPIES * visual.at_once * visual.view_px * 3 * frames * 4
+    values = visual.at_once * visual.view_px * 3 * frames
     return [
-        PlanItem("image.pixels", pixels, ("preprocess", "encode"),
-                 f"{PIXEL_COPIES} copies of {visual.at_once} views", "bound", "fp32", apart),
+        PlanItem("image.views", values, ("preprocess",), f"{visual.at_once} views as they are cut", "exact", "uint8", apart),
+        PlanItem("image.pixels", 4 * values, ("preprocess", "encode"), f"{visual.at_once} views, normalised", "exact",
+                 "fp32", apart),
         PlanItem("vision.activations", max(tower, projector), _kept(request, "encode", apart),
                  f"{views} views of {visual.patches} patches in one call, {how}", "bound", dtype),
         PlanItem("visual_embeddings", EMBEDDING_COPIES * visual.tokens * subject.text.hidden * elem * request.batch,

@@ -24,9 +24,10 @@ from vlm_edge.memory.request import (
 __all__ = [
     "ENCODE_VIEWS", "PHASES", "PREFILL_CHUNK", "RUNTIME_BYTES", "Basis", "Load", "Plan", "PlanItem", "plan_request", "plan_run",
 ]  # fmt: skip
-RUNTIME_BYTES = 104 << 20
+RUNTIME_BYTES = 95 << 20
 """Python, NumPy, Pillow, tokenizers and ONNX Runtime with its threads: what a process holds once the embedded model is loaded,
-less its weights and cache. 87 MiB through the API, 99 to 102 through the command line, 2026-11, Linux x86-64, ONNX Runtime 1.32."""
+less its weights and cache. 95 to 97 MiB through the command line with the embedded model, 86 to 97 with towers of five families,
+2026-11, Linux x86-64, ONNX Runtime 1.32."""
 CUDA_RUNTIME_BYTES = 512 << 20
 """A CUDA context with ONNX Runtime's kernels, and cuBLAS workspaces: 0.25 to 0.5 GB are usual, and 8 to 32 MiB."""
 

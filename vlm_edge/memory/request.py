@@ -137,6 +137,15 @@ class Visual:
     cross: int = 0
 
 
+def views_in_call(views: int, *, most: int = ENCODE_VIEWS) -> int:
+    """Views in the encoder's largest call: as few calls as `most` allows, with as even a share for each as there is.
+
+    Nine views are 5 and 4, not 8 and 1: the same two calls, with less held.
+    """
+    calls = max(1, -(-views // most))
+    return -(-views // calls)
+
+
 def visual_of(subject: Subject, request: Request) -> Visual:
     """How many views and tokens the request's images are; raises BadInput for a size that the family refuses.
 

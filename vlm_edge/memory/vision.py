@@ -5,7 +5,7 @@ from __future__ import annotations
 from vlm_edge.core.specs import ProjectorSpec, VisionSpec
 
 FLOAT32_BYTES = 4
-BIAS_COPIES = 5
+BIAS_COPIES = 4
 """The bias that keeps packed images apart, T * T: as booleans, as numbers, scaled, and what an arena keeps beside it."""
 _JOINT_MULTIPLE = 8
 """Tokens of a view are padded to a multiple of this where views attend to each other (mllama's tower)."""
@@ -41,9 +41,10 @@ def vision_activation_bytes(
     views: views encoded in one call.  patches: of each; None: as the tower's own view has.  fused: the attention's scores
     are never held as a matrix.  score_copies: 1 where softmax works in place, as in ONNX Runtime's Attention on a CPU; 2 on a GPU
     and in graphs that spell the attention out.
-    Per sequence of T tokens: three inner tensors of the MLP (four with a gate) and six times the width for residual stream,
-    normed copies, q, k, v and output, with the scores; nine times without, since fused kernels take q, k and v apart. Packed
-    patches (no view of their own size) add BIAS_COPIES of the bias that keeps images apart.
+    Per sequence of T tokens: three inner tensors of the MLP (six with a gate: both halves, the sigmoid and three products) and six
+    times the width for residual stream, normed copies, q, k, v and output, with the scores; nine times where q, k and v are taken
+    apart, as for fused kernels and packed patches. Those (no view of their own size) add BIAS_COPIES of the bias that keeps
+    images apart.
     Measured on a CPU, 2026-11, MiB a view in fp32: 50 for CLIP-like 577 x 768 (this says 47), 85 for SigLIP-like 1024 x 640
     (88), 48 for InternViT-like 1025 x 512, whose kernel is fused (44), 3,330 for 6144 packed patches x 640 (3,300); a plan's
     reserve is beside it.
@@ -52,7 +53,8 @@ def vision_activation_bytes(
     sequences = -(-views // vision.joint_views)
     held = 0 if fused else score_copies * score_values(vision, patches=patches)
     held += BIAS_COPIES * tokens * tokens if vision.temporal_patch > 1 and not fused else 0
-    held += tokens * ((3 + vision.gated_mlp) * vision.mlp + (9 if fused else 6) * vision.width)
+    apart = fused or vision.temporal_patch > 1
+    held += tokens * ((6 if vision.gated_mlp else 3) * vision.mlp + (9 if apart else 6) * vision.width)
     pixels = 3 * vision.temporal_patch * (tokens - vision.prefix_tokens * vision.joint_views) * vision.patch_px**2
     if patches is None and vision.joint_views == 1:
         pixels = 3 * vision.temporal_patch * vision.image_px**2

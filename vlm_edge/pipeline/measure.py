@@ -12,14 +12,13 @@ from pathlib import Path
 
 from vlm_edge.core import host
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.memory.items import MOVING, RESERVE_SHARE
-from vlm_edge.memory.latency import TEXT_TOKENS
+from vlm_edge.memory.items import MOVING, reserve_share
 from vlm_edge.memory.request import visual_of
 from vlm_edge.pipeline.embedded import bundle_folder
 from vlm_edge.pipeline.measured_run import NEW_TOKENS, Run
 from vlm_edge.pipeline.plan import Report
 
-_STRIPE_PX = 16
+_NOISE_SIGMA = 64
 _PROGRAM = """
 import runpy
 from vlm_edge.cli import main, run
@@ -61,7 +60,8 @@ def measure(name: str, report: Report, *, threads: int | None = None) -> Mapping
         )
     visual = visual_of(subject, request)
     decoder = "llm.weights" in subject.stored
-    prompt = min(visual.prompt + TEXT_TOKENS, request.context - NEW_TOKENS) if decoder else 0
+    # the longest prompt that the plan allows: its cache and its chunks are planned full
+    prompt = request.context - NEW_TOKENS if decoder else 0
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "page.png"
         if visual.views:
@@ -94,13 +94,12 @@ def _planned(report: Report, phase: str, *, decoder: bool) -> int:
     left_out = ("margin",) if decoder else ("margin", *_OF_DECODER)
     items = [item for item in report.plan.items if phase in item.phases and not item.name.startswith(left_out)]
     moving = 0 if decoder else sum(item.bytes for item in items if item.name in MOVING)
-    return sum(item.bytes for item in items) + moving // RESERVE_SHARE
+    share = reserve_share(report.request, visual_of(report.model.subject, report.request))
+    return sum(item.bytes for item in items) + moving // share
 
 
 def _draw(path: Path, size: tuple[int, int]) -> None:
-    """A page of stripes: detail everywhere, and no image that a decoder could take for one colour."""
+    """A page of noise: detail everywhere, so that as many tiles are cut as there is room for."""
     from PIL import Image
 
-    width, height = size
-    stripes = Image.linear_gradient("L").resize((max(1, width // _STRIPE_PX), max(1, height // _STRIPE_PX)))
-    stripes.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(path, compress_level=1)
+    Image.effect_noise(size, _NOISE_SIGMA).convert("RGB").save(path, compress_level=1)

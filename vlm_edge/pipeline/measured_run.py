@@ -8,6 +8,7 @@ run, one on standard output tells the peaks.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_edge.backends.onnx.session import share_arena
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, open_bundle
 from vlm_edge.core.contracts import Floats, LlmEngine
@@ -28,8 +30,9 @@ from vlm_edge.models.prompts import FamilyViews
 from vlm_edge.pipeline.encoders import open_encoder
 from vlm_edge.pipeline.options import Look
 from vlm_edge.pipeline.sampling import choose
-from vlm_edge.pipeline.views import choose_tiles
+from vlm_edge.pipeline.views import choose_tiles, tiled
 from vlm_edge.vision import sources
+from vlm_edge.vision.tiling import Tile
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -61,6 +64,7 @@ def measured_phases(run: Run) -> dict[str, int]:
     bundle = open_bundle(Path(run.bundle))
     spec, backend = bundle.manifest.model, discover.backend("onnx")
     with _phase("load", peaks):
+        share_arena()
         for name in IMPORTED_LATE:
             importlib.import_module(name)
         encoder: Any = open_encoder(bundle, "cpu", run.threads) if run.image else None
@@ -71,9 +75,11 @@ def measured_phases(run: Run) -> dict[str, int]:
     for _ in range(run.images if run.image else 0):
         with _phase("preprocess", peaks):
             arrays = _prepared(bundle, run)
+            host.release_heap()
         with _phase("encode", peaks):
-            kept.append(encoder.encode({name: arrays[name] for name in encoder.inputs}))
-        del arrays
+            features = encoder.encode({name: arrays[name] for name in encoder.inputs})
+            kept.append(np.concatenate(list(features)) if features.ndim == 3 else features.copy())
+        del arrays, features
     if engine is not None:
         with _phase("prefill", peaks):
             logits = fed(engine, spec.text, run.prompt, rng)
@@ -97,16 +103,19 @@ def _prepared(bundle: Bundle, run: Run) -> dict[str, Any]:
     """The image read and cut as the run would do it."""
     spec = bundle.manifest.model
     pixels = sources.load_image(run.image).pixels
-    if run.tiles > 0 or (run.tiles == 0 and discover.family(spec.family).free_tiles):
-        side = spec.geometry.view_px
-        look = Look("auto", run.tiles, "none", 1.0, 1.0, 0)
-        choose_tiles(pixels, spec.geometry, look)
-        return {"pixel_values": np.zeros((1 + run.tiles, 3, side, side), np.float32) + np.float32(0.5)}
     rules = importlib.import_module(f"vlm_edge.models.{spec.family}.prompt").RULES
     config, preprocessor = (_object(bundle.root / name) for name in ("config.json", "preprocessor_config.json"))
     # the tokenizer that completes settings tells how long markers are, which is nothing to the encoder
     settings = rules.refine(rules.settings(config, preprocessor), spec, None)
-    return dict(FamilyViews(rules, settings).prepare(pixels, whole=run.tiles == 0).arrays)
+    views = FamilyViews(rules, settings)
+    if run.tiles > 0 or (run.tiles == 0 and discover.family(spec.family).free_tiles):
+        chosen = choose_tiles(pixels, spec.geometry, Look("auto", run.tiles, "none", 1.0, 1.0, 0))
+        # a page that is smaller than what is planned has fewer
+        side, (height, width) = spec.geometry.view_px, pixels.shape[:2]
+        chosen = chosen or (Tile(0, 0, min(side, width), min(side, height), 0.0),)
+        repeated = tuple(itertools.islice(itertools.cycle(chosen), run.tiles))
+        return dict(tiled(pixels, repeated, views).arrays)
+    return dict(views.prepare(pixels, whole=run.tiles == 0).arrays)
 
 
 def _object(path: Path) -> Any:

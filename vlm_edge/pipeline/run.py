@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from PIL.Image import Image as PilImage
 
+from vlm_edge.backends.onnx.session import share_arena
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, verify_hashes
 from vlm_edge.core.contracts import Floats, Positions, SaliencyRunner, Span
@@ -94,6 +95,8 @@ class Pipeline:
         least = AskOptions(tiling="none", reduce="none")
         check_fits(plan(opened, least, images=(), budget_bytes=limit, device=chosen))
         verify_hashes(opened, force=verify)
+        if chosen == "cpu":
+            share_arena()
         return cls(opened, device=chosen, threads=threads or host.real_cores(), budget_bytes=limit)
 
     def ask(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_edge.core import host
 from vlm_edge.core.contracts import EncoderRunner, Floats, PromptBuilder, SaliencyRunner, ViewMaker
 from vlm_edge.core.geometry import ImageLayout, TokenGeometry
 from vlm_edge.core.image_inputs import ImageInputs
@@ -200,7 +201,7 @@ def see(
     geometry, hints, whole = prompt.views.geometry, hints or Hints(), None
     if free_tiles and look.saliency == NOVELTY and max(pixels.shape[:2]) > geometry.view_px:
         with timed(timings_ms, "preprocess"):
-            first = _tiled(pixels, (), prompt.views)
+            first = tiled(pixels, (), prompt.views)
         with timed(timings_ms, "vision"):
             whole = encoder.encode(_graph_inputs(first, encoder))
     with timed(timings_ms, "saliency"):
@@ -209,7 +210,8 @@ def see(
             tokens = None if whole is None else whole[0]
             tiles = choose_tiles(pixels, geometry, look, network=hints.network, whole=tokens)
     with timed(timings_ms, "preprocess"):
-        shown = _tiled(pixels, tiles, prompt.views) if tiles else prompt.views.prepare(pixels, whole=look.whole)
+        shown = tiled(pixels, tiles, prompt.views) if tiles else prompt.views.prepare(pixels, whole=look.whole)
+        host.release_heap()
     layout = shown.layout
     with timed(timings_ms, "vision"):
         features = _encoded(shown, encoder, whole if tiles else None)
@@ -268,7 +270,7 @@ def _shares(box: Sequence[float], pixels: NDArray[np.uint8]) -> tuple[float, flo
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def _tiled(pixels: NDArray[np.uint8], tiles: Sequence[Tile], maker: ViewMaker) -> ImageInputs:
+def tiled(pixels: NDArray[np.uint8], tiles: Sequence[Tile], maker: ViewMaker) -> ImageInputs:
     """The whole image and tiles of it at full resolution, one view after another."""
     geometry = maker.geometry
     side, count = geometry.view_px, 1 + len(tiles)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from vlm_edge.core import host
 from vlm_edge.errors import BadInput
@@ -121,5 +120,4 @@ def release(*, cycles: bool = False) -> None:
     """
     if cycles:
         gc.collect()
-    with suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
+    host.release_heap()

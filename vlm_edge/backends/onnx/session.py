@@ -16,6 +16,10 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CUDA = "the CUDA and cuDNN"
 _LIBRARIES = {"TensorrtExecutionProvider": "the TensorRT and CUDA"}
 """What a provider loads when it starts."""
+SAME_AS_REQUESTED, DEFAULT = 1, -1
+"""How an arena grows (by what is asked for, not by doubling), and a setting that is left to ONNX Runtime."""
+MOST_WASTED_BYTES = 1 << 20
+"""A free block that is larger than a request by more than this is split."""
 LOG_FATAL_ONLY = 4
 """Errors are raised; ONNX Runtime would also print them, amid a program's own output."""
 
@@ -105,6 +109,26 @@ class Graph:
             raise DamagedBundle(why, remedy="export the model again") from cause
 
 
+_shared_arenas: list[Any] = []
+"""The settings of the process's own arena, once there is one: ONNX Runtime takes them once."""
+
+
+def share_arena() -> None:
+    """Let CPU sessions that are opened from now on hold their tensors in one arena of this process.
+
+    The decoder then works where the tower did, and what one call left free serves the next of another shape: by itself, ONNX
+    Runtime gives each session an arena that doubles, and hands out blocks of up to twice the size that is asked for. Not for a
+    process that opens sessions for a moment: the arena keeps what it has grown to.
+    """
+    runtime = import_runtime()
+    if _shared_arenas:
+        return
+    arena = runtime.OrtArenaCfg(0, SAME_AS_REQUESTED, DEFAULT, MOST_WASTED_BYTES)
+    kinds = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT
+    runtime.create_and_register_allocator(runtime.OrtMemoryInfo("Cpu", *kinds), arena)
+    _shared_arenas.append(arena)
+
+
 def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[Any] = (), mapped: bool = False) -> Any:
     """A Graph on one target; raises BadInput, MissingDependency or, for a bad graph, DamagedBundle.
 
@@ -121,6 +145,10 @@ def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_FATAL_ONLY
+    # A pattern is one block beside what the first run left in the arena, so the second run of a shape would hold more than the first.
+    options.enable_mem_pattern = False
+    if _shared_arenas:
+        options.add_session_config_entry("session.use_env_allocators", "1")
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if target == "cuda" else "1")
