@@ -99,8 +99,11 @@ class ViewMaker(Protocol):
 
     geometry: TokenGeometry
 
-    def prepare(self, image: NDArray[np.uint8], *, whole: bool = False) -> ImageInputs:
-        """uint8 [H, W, 3] -> the encoder's arrays by the family's own rules; whole: in one view, without tiles."""
+    def prepare(self, image: Any, *, whole: bool = False, layout: ImageLayout | None = None) -> ImageInputs:
+        """An image, uint8 [H, W, 3] or a vision.raster.Raster -> the encoder's arrays by the family's own rules.
+
+        whole: in one view, without tiles.  layout: one of `geometry.subset`, for families with chosen_tiles.
+        """
         ...
 
     def pixels(self, views: Sequence[NDArray[np.uint8]]) -> Floats:
@@ -146,7 +149,8 @@ class VlmFamily:
     that can be planned and not run.
     merge_sites: where a reduction of visual tokens keeps their meaning.
     model_types: the `model_type` values of config.json that are this family.
-    free_tiles: whether tiles may lie anywhere on the image; otherwise a family cuts its images by its own rules alone.
+    free_tiles: whether tiles may lie anywhere on the image; otherwise a family cuts its images by its own rules.
+    chosen_tiles: whether some tiles of the family's grid may be shown without the others (see TokenGeometry.scales).
     reducible: whether views may have any number of tokens; false where their order makes a grid in the prompt.
     dialects: how it writes boxes and points; the first in which an answer holds any is taken.
     """
@@ -157,6 +161,7 @@ class VlmFamily:
     merge_sites: frozenset[MergeSite]
     model_types: tuple[str, ...] = ()
     free_tiles: bool = False
+    chosen_tiles: bool = False
     reducible: bool = False
     dialects: tuple[Dialect, ...] = COMMON
 

@@ -84,11 +84,13 @@ def reduced_px(bundle: Bundle, look: Look) -> int | None:
 
 
 def image_layouts(bundle: Bundle, images: Sequence[sources.ImageHeader], look: Look) -> tuple[ImageLayout, ...]:
-    """How the family's own rules cut each image.
+    """How the family's own rules cut each image, at most as dear as where tiles of their grid are chosen.
 
     Raises BadInput for an image that they refuse, or cut into more tiles than the Look allows.
     """
     geometry = bundle.manifest.model.geometry
+    if look.chooses:
+        return tuple(geometry.most((image.width, image.height), look.max_tiles) for image in images)
     if look.whole:
         geometry = geometry.whole()
     layouts = tuple(geometry.layout((image.width, image.height)) for image in images)
@@ -101,6 +103,15 @@ def image_layouts(bundle: Bundle, images: Sequence[sources.ImageHeader], look: L
                 remedy=f"use --max-tiles {tiles}, or --tiling none" if tiles <= limit else "use --tiling none",
             )
     return layouts
+
+
+def least_layouts(bundle: Bundle, images: Sequence[sources.ImageHeader], look: Look) -> tuple[ImageLayout, ...]:
+    """The same, as far as it is known without the images' pixels: no tile, where tiles are chosen."""
+    geometry = bundle.manifest.model.geometry
+    if not look.chooses:
+        return image_layouts(bundle, images, look)
+    sizes = [(image.width, image.height) for image in images]
+    return tuple(geometry.overview(size) if geometry.scales(size) else geometry.layout(size) for size in sizes)
 
 
 def _decode_bytes(header: sources.ImageHeader, at_least_px: int | None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlm_edge.core.geometry import Box, Size
+from vlm_edge.core.geometry import Box, ImageLayout, Size
 from vlm_edge.errors import BadImage
 from vlm_edge.vision.normalisation import Colour
 from vlm_edge.vision.raster import Picture, crops, shrunk, shrunk_square, size_of
@@ -116,6 +116,13 @@ def tile_boxes(canvas_px: Size, tile_px: int) -> tuple[Box, ...]:
     """Boxes of the square tiles of a canvas, row by row."""
     columns, rows = range(0, canvas_px[0], tile_px), range(0, canvas_px[1], tile_px)
     return tuple((x, y, x + tile_px, y + tile_px) for y in rows for x in columns)
+
+
+def cell_boxes(layout: ImageLayout, tile_px: int) -> tuple[Box, ...]:
+    """Boxes on the canvas of the tiles that a layout shows."""
+    return tuple(
+        (col * tile_px, row * tile_px, (col + 1) * tile_px, (row + 1) * tile_px) for row, col in layout.shown_cells
+    )
 
 
 def cut(pixels: Rgb, box: Box) -> Rgb:
