@@ -275,6 +275,7 @@ class QuarterGeometry(TokenGeometry):
     longest_px: int
     split: bool = False
     fixed_views: ClassVar[bool] = False
+    by_parts: ClassVar[bool] = False
 
     @property
     def most_tiles(self) -> int:

@@ -23,6 +23,8 @@ class TokenGeometry:
     separator_tokens: int = 0
     fixed_views: ClassVar[bool] = True
     """Whether every view is a square of view_px; otherwise it keeps the image's proportions, nearly at its size."""
+    by_parts: ClassVar[bool] = True
+    """Whether views are made of an image that comes in bands of rows, so that it need not be held as a whole."""
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     @property

@@ -32,7 +32,7 @@ CUDA_RUNTIME_BYTES = 512 << 20
 
 
 def plan_request(subject: Subject, request: Request, *, budget_bytes: int) -> Plan:
-    """The plan of a request; one image is read at a time, in the dearest common format without a size of its own (PNG).
+    """The plan of a request; one image is read at a time, as a JPEG, which is decoded whole.
 
     Raises BadInput when the visual tokens exceed the context or the model's own positions end before it.
     """

@@ -27,8 +27,8 @@ from vlm_edge.pipeline.planning import (
     check_fits,
     image_layouts,
     least_layouts,
+    open_picture,
     plan,
-    reduced_px,
     source_header,
 )
 from vlm_edge.pipeline.preflight import choose_device, find_bundle
@@ -248,11 +248,7 @@ class Pipeline:
         if known is None:
             check_fits(planned)
             with timed(timings, "preprocess"):
-                least = reduced_px(self.bundle, look)
-                if least is None:
-                    pixels = sources.load_image(image, max_pixels=max_pixels).pixels
-                else:
-                    pixels = sources.load_reduced(image, at_least_px=least, max_pixels=max_pixels)
+                pixels = open_picture(self.bundle, image, header, look, max_pixels)
             known = see(
                 pixels, source_px=(header.width, header.height), look=look, prompt=self._prompt, encoder=self._encoder,
                 timings_ms=timings, free_tiles=self._family.free_tiles, join_rows=self._join_rows, hints=hints,

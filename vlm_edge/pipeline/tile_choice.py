@@ -117,6 +117,12 @@ def cell_px_for(width: int, height: int, side_px: int) -> int:
     return cell
 
 
+def cell_count(width: int, height: int, side_px: int) -> int:
+    """Cells of an image's saliency map."""
+    cell = cell_px_for(width, height, side_px)
+    return -(-width // cell) * -(-height // cell)
+
+
 def _given_tile(box: Box, *, image_px: tuple[int, int], side_px: int) -> Tile:
     x0, y0, x1, y1 = box
     if x1 - x0 > side_px or y1 - y0 > side_px:
