@@ -133,6 +133,12 @@ class PromptBuilder(Protocol):
         """An image's features by view, [T, D] each -> the embeddings [T, D] of each of its runs."""
         ...
 
+    def reduced_runs(
+        self, views: Sequence[Floats], image: ImageLayout, members: Sequence[NDArray[np.int32]]
+    ) -> list[Floats]:
+        """The same for reduced views; members: for each, the token that each of its places went to (see tokens.TokenSet)."""
+        ...
+
     def positions(self, spans: Sequence[Span]) -> Positions | None:
         """Positions int64 [3, L] of a prompt's spans, where the decoder needs them.
 

@@ -89,9 +89,9 @@ COEFFICIENT_BYTES_PER_PX = 6
 """A progressive JPEG's coefficients: 2 bytes for each of three channels at full resolution, until its last scan is read."""
 
 
-BAND_BYTES_PER_PX = 40
+BAND_BYTES_PER_PX = 32
 """Of the band at work: packed and unpacked rows, Pillow's copy, the result, a strip of greys with its differences, and sums."""
-BAND_BYTES = 24 << 20
+BAND_BYTES = 8 << 20
 """What reading by parts holds whatever the image: Pillow's small blocks, strips, the rows of a view that is not complete."""
 CELL_BYTES = 110
 """Of a saliency map's cell while tiles are placed."""
@@ -100,9 +100,10 @@ CELL_BYTES = 110
 def image_parts_bytes(*, band_px: int, canvas_px: int = 0, cells: int = 0) -> int:
     """Host bytes while an image is read band by band.
 
-    canvas_px: pixels of the size that a family brings it to, of which two copies are held.  cells: of its saliency map.
+    canvas_px: pixels of the size that a family brings it to, of which two copies are held.  cells: of its saliency map; tiles are
+    placed by that when the last band has gone.
     """
-    return BAND_BYTES + BAND_BYTES_PER_PX * band_px + 2 * 3 * canvas_px + CELL_BYTES * cells
+    return BAND_BYTES + max(BAND_BYTES_PER_PX * band_px, CELL_BYTES * cells) + 2 * 3 * canvas_px
 
 
 def image_decode_bytes(*, pixels: int, file_format: str = "", reduction: int = 1, progressive: bool = False) -> int:

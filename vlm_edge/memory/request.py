@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vlm_edge.core.geometry import (
+    AnyResGeometry,
     Geometry,
     ImageLayout,
     PatchGeometry,
@@ -195,6 +196,9 @@ def visual_of_layouts(
 def _kept(geometry: Geometry, layout: ImageLayout, keep: float) -> int:
     if layout.visual_tokens == layout.views * geometry.tokens_per_view:
         return layout.views * kept_tokens(geometry.tokens_per_view, keep)
+    if isinstance(geometry, AnyResGeometry) and keep < 1:  # views are reduced, newlines are not
+        newlines = layout.token_grid[0] or 1
+        return min(layout.visual_tokens, layout.views * kept_tokens(geometry.tokens_per_view, keep) + newlines)
     return kept_tokens(layout.visual_tokens, keep)
 
 

@@ -119,6 +119,15 @@ class FamilyPrompt:
         """Features by view, [T, D] each -> the embeddings of each run of the image."""
         return [np.concatenate([self.fitting(view) for view in views])]
 
+    def reduced_runs(
+        self,
+        views: Sequence[Floats],
+        image: ImageLayout,
+        members: Sequence[NDArray[np.int32]],  # noqa: ARG002
+    ) -> list[Floats]:
+        """The same for views whose tokens were reduced; members: for each view, the token that each of its places went to."""
+        return self.runs(views, image)
+
     def fitting(self, view: Floats) -> Floats:
         """The features themselves; raises DamagedBundle when they are not as wide as the decoder's embeddings."""
         if view.shape[-1] != self._codec.width:

@@ -171,15 +171,20 @@ def see(
             look.reduce, features, grid=grid, threshold=look.threshold, keep=look.keep, seed=look.seed,
             scores=_token_scores(look.reduce, features, grid, hints.words),
         )  # fmt: skip
-        runs = prompt.runs(prompt_views(views, tiles, grid, join_rows=join_rows and free_tiles), layout)
+        joined = prompt_views(views, tiles, grid, join_rows=join_rows and free_tiles)
+        members = tuple(view.members for view in views)
+        runs = prompt.runs(joined, layout) if look.reduce == "none" else prompt.reduced_runs(joined, layout, members)
+        removed = sum(len(view.members) - len(view) for view in views)
+        if layout.token_grid != (0, 0):  # with newlines and without padding, which no view has by itself
+            removed = layout.visual_tokens - sum(map(len, runs))
     return Seen(
         *source_px,
         tiles=tiles or own_tiles(shown.boxes, layout),
         layout=layout,
         runs=tuple(runs),
-        members=tuple(view.members for view in views),
+        members=members,
         boxes=tuple(shown.boxes),
-        removed=sum(len(view.members) - len(view) for view in views),
+        removed=removed,
         frame=_shares(shown.frame or max(shown.boxes, key=_area), size_of(pixels)),
     )
 

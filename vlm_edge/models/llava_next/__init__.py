@@ -21,5 +21,6 @@ FAMILY = VlmFamily(
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
     chosen_tiles=True,
+    reducible=True,
     dialects=(FLOATS, TAGS),
 )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import Floats
@@ -17,6 +18,7 @@ from vlm_edge.models import bundle_files
 from vlm_edge.models.llava_next.images import ImageSettings, prepare, settings_from
 from vlm_edge.models.llava_next.spec import spec_from_config
 from vlm_edge.models.prompts import FamilyPrompt, FamilyRules
+from vlm_edge.tokens.positions import DROPPED
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}[INST] {% for part in message.content %}"
@@ -56,6 +58,33 @@ class LlavaNextPrompt(FamilyPrompt):
         cells = list(zip(image.shown_cells, tiles, strict=True))
         rows = (self._row(image, [cell for cell in cells if cell[0][0] == row]) for row in range(image.rows))
         return [np.concatenate([base, *rows])]
+
+    def reduced_runs(
+        self, views: Sequence[Floats], image: ImageLayout, members: Sequence[NDArray[np.int32]]
+    ) -> list[Floats]:
+        """As runs, row by row over each row of tiles: a token stands at the first of its places that is no padding.
+
+        A newline ends each row of places in which any token stands.
+        """
+        base, *tiles = (self.fitting(view) for view in views)
+        if not tiles:
+            return [np.concatenate([base, self._newline])]
+        parts = [base]
+        found = list(zip(image.shown_cells, tiles, members[1:], strict=True))
+        for row in range(image.rows):
+            tokens, places = [self._newline[:0]], [np.empty(0, np.int64)]
+            for cell, features, owners in found:
+                if cell[0] == row:
+                    x0, y0, x1, y1 = self._geometry.kept_window(image, cell)
+                    owner, first = np.unique(owners.reshape(self._geometry.grid)[y0:y1, x0:x1], return_index=True)
+                    first, owner = first[owner != DROPPED], owner[owner != DROPPED]
+                    order = np.argsort(first)
+                    tokens.append(features[owner[order]])
+                    places.append(first[order] // max(1, x1 - x0) + y0)
+            line, joined = np.concatenate(places), np.concatenate(tokens)
+            for number in np.unique(line):
+                parts += [joined[line == number], self._newline]
+        return [np.concatenate(parts)]
 
     def _row(self, image: ImageLayout, cells: Sequence[tuple[Cell, Floats]]) -> Floats:
         """Tiles side by side without their padding, and a newline behind each row of tokens; nothing where no tile is."""
