@@ -27,7 +27,7 @@ from vlm_edge.vision.raster import FileRaster, Picture
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
 REDUCED_DECODE_FACTOR = 4
 PARTS_FROM_PX = 1 << 24
-"""Images of more pixels are read by parts where their format allows it. Smaller ones take 144 MiB at most, and one reading for several."""
+"""Images of more pixels are read by parts where their format allows it. A smaller one takes 144 MiB, and is decoded but once."""
 
 
 def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
