@@ -91,7 +91,7 @@ COEFFICIENT_BYTES_PER_PX = 6
 
 BAND_BYTES_PER_PX = 32
 """Of the band at work: packed and unpacked rows, Pillow's copy, the result, a strip of greys with its differences, and sums."""
-BAND_BYTES = 8 << 20
+BAND_BYTES = 16 << 20
 """What reading by parts holds whatever the image: Pillow's small blocks, strips, the rows of a view that is not complete."""
 CELL_BYTES = 110
 """Of a saliency map's cell while tiles are placed."""

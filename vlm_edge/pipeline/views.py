@@ -18,8 +18,8 @@ from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.errors import DamagedBundle
 from vlm_edge.pipeline.options import Box, Look
 from vlm_edge.pipeline.tile_choice import NOVELTY, choose_cells, choose_tiles
+from vlm_edge.tokens.budget import reduce_image
 from vlm_edge.tokens.positions import TokenSet, row_order
-from vlm_edge.tokens.reduce import reduce_tokens
 from vlm_edge.tokens.relevance import text_relevance
 from vlm_edge.vision import preprocess, saliency, tiling
 from vlm_edge.vision.grounding import Frames
@@ -167,7 +167,7 @@ def see(
                 f"{grid[0]} x {grid[1]}",
                 remedy="export the vision encoder again with this version",
             )
-        views = reduce_tokens(
+        views = reduce_image(
             look.reduce, features, grid=grid, threshold=look.threshold, keep=look.keep, seed=look.seed,
             scores=_token_scores(look.reduce, features, grid, hints.words),
         )  # fmt: skip
