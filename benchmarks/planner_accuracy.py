@@ -4,6 +4,10 @@ python -m benchmarks.planner_accuracy --work FOLDER [--out benchmarks/results/pl
 
 WORK holds the random checkpoints and their bundles (about 1 GiB) and is filled where it is empty, which takes minutes. --out
 writes .md and .png. Each configuration is a process of its own: `vlm-edge plan BUNDLE --measure`.
+--large adds rows of bundles of published sizes, each FOLDER/NAME with NAME of LARGE, made beforehand:
+
+python -m benchmarks.shapes make NAME CHECKPOINT; vlm-edge export CHECKPOINT FOLDER/NAME
+vlm-edge quantize CHECKPOINT FOLDER/NAME --method rtn --target cpu
 """
 
 from __future__ import annotations
@@ -21,21 +25,25 @@ from vlm_edge.pipeline.plan import PlanOptions, make_report
 from vlm_edge.units import MIB
 
 FITTED_ON = (
-    "constants were fitted on nano at 1322 x 1344 px, on two random decoders, on one view each of the llava, paligemma and "
-    "internvl towers and on 1344 x 896 px of qwen2_5_vl's; the other rows were not used"
+    "constants were fitted on the same bundles at other sizes and numbers of tiles (nano at 640 x 480 and 1322 x 1344 px with 2 "
+    "and 6 tiles, llava with 0, 3, 7 and 11, others at sizes that are not below), and on two random decoders; llava-1.1b and "
+    "llava-1.5-7b were not used"
 )
-NANO = [
-    (tiles, size) for tiles in (0, 2, 4, 6) for size in ("640x480", "2480x3508") if (tiles, size) != (0, "640x480")
-]  # fmt: skip
-TILED = (0, 1, 3, 7, 11)
+NANO = [(tiles, size) for tiles in (1, 3, 5) for size in ("800x600", "2000x1500")]
+TILED = (1, 2, 5, 9)
+LARGE = {
+    "llava-1.1b": ((1, 2048), (2, 2048), (3, 4096), (5, 4096), (6, 4096)),
+    "llava-1.5-7b": ((0, 1024), (1, 1536), (2, 2048)),
+}
+"""(tiles, context) of bundles with an fp32 tower and an int4 decoder of published sizes."""
 FUSED = {"internvl"}
 """Families whose exported graph has MultiHeadAttention, which ONNX Runtime computes without a matrix of scores on a CPU."""
 SIZES = {
-    "llava_next": ("336x336", "640x480", "672x672", "1920x1080"),
-    "internvl": ("448x448", "1344x896", "1920x1080", "2480x3508"),
-    "paligemma": ("448x448", "2480x3508"),
-    "idefics3": ("364x364", "1456x728", "1456x1456"),
-    "qwen2_5_vl": ("448x448", "672x672", "896x672", "1120x840", "1176x840"),
+    "llava_next": ("500x300", "300x1000", "1000x1000", "1600x1200"),
+    "internvl": ("400x300", "900x900", "1800x600", "2000x1500"),
+    "paligemma": ("300x300", "1000x2000"),
+    "idefics3": ("1200x300", "600x800", "1400x1000"),
+    "qwen2_5_vl": ("364x560", "560x560", "784x784", "980x700", "1120x980"),
 }  # fmt: skip
 
 
@@ -54,7 +62,9 @@ class Row:
         return self.planned / self.measured - 1
 
 
-def configurations(work: Path, families: Sequence[str]) -> list[tuple[str, str, str, PlanOptions]]:
+def configurations(
+    work: Path, families: Sequence[str], large: Path | None = None
+) -> list[tuple[str, str, str, PlanOptions]]:
     """(model, setting, bundle, options) of every row."""
     rows = [
         ("nano", f"{tiles} tiles, {size} px", "nano", PlanOptions(image_size=size, max_tiles=tiles))
@@ -69,13 +79,18 @@ def configurations(work: Path, families: Sequence[str]) -> list[tuple[str, str, 
             kernel = "fused" if family in FUSED else "unfused"
             options = PlanOptions(image_size=size, max_model_len=16384, vision_attention=kernel)
             rows.append((family, f"{size} px" + (", fused kernel" if family in FUSED else ""), root, options))
+    for name, wanted in LARGE.items() if large is not None else ():
+        for tiles, context in wanted:
+            setting = f"{tiles} tiles, 2480x3508 px, context {context}"
+            options = PlanOptions(image_size="2480x3508", max_tiles=tiles, max_model_len=context)
+            rows.append((name, setting, str((large or work) / name), options))
     return rows
 
 
-def measured(work: Path, families: Sequence[str]) -> list[Row]:
+def measured(work: Path, families: Sequence[str], large: Path | None = None) -> list[Row]:
     """Plan and run every configuration; the peak of a run is its highest phase."""
     rows = []
-    for model, setting, name, options in configurations(work, families):
+    for model, setting, name, options in configurations(work, families, large):
         report = make_report(name, PlanOptions(**{**vars(options), "budget": "64GiB", "target": "cpu"}))
         found = measure(name, report)
         rows.append(
@@ -99,7 +114,9 @@ def table(rows: list[Row]) -> str:
         "# Planned against measured peaks on a CPU", "",
         "`python -m benchmarks.planner_accuracy --work FOLDER --out benchmarks/results/planner_accuracy`", "",
         f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, {versions}; resident memory at its most;",
-        f"{FITTED_ON}. The towers have random weights and 6 layers; their bundles have no decoder, so its items are left out.", "",
+        f"{FITTED_ON}. Bundles of the six families have towers of random weights and 6 layers and no decoder, whose items",
+        "are left out; llava-1.1b and llava-1.5-7b have an fp32 tower and an int4 decoder, random weights, and the whole context is",
+        "prefilled.", "",
         "| model | setting | planned MiB | measured MiB | error |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     lines += [
@@ -131,7 +148,7 @@ def plot(rows: list[Row], path: Path) -> None:
     axes.fill_between(ends, [0.92 * e for e in ends], [1.08 * e for e in ends], color="#999999", alpha=0.25, label="8%")
     axes.set(xscale="log", yscale="log", xlabel="measured peak, MiB", ylabel="planned peak, MiB", xlim=ends, ylim=ends)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator([100, 200, 400, 800, 1600, 3200]))
+        axis.set_major_locator(FixedLocator([100, 200, 400, 800, 1600, 3200, 6400]))
         axis.set_major_formatter(FormatStrFormatter("%d"))
         axis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
@@ -144,8 +161,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--families", default=",".join(FAMILIES), help="which towers to export and run")
+    parser.add_argument("--large", type=Path, metavar="FOLDER", help="bundles of published sizes")
     arguments = parser.parse_args()
-    rows = measured(arguments.work, [name for name in arguments.families.split(",") if name])
+    rows = measured(arguments.work, [name for name in arguments.families.split(",") if name], arguments.large)
     text = table(rows)
     print(text)
     if arguments.out is not None:

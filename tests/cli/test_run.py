@@ -320,7 +320,6 @@ def own_rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("options", "says", "remedy"),
     [
-        (("--tiling", "auto"), "--tiling auto is not offered for the family internvl", "--tiling grid"),
         (("--max-tiles", "5"), "--max-tiles 5 exceeds this bundle's limit", "4 tiles"),
         (("--max-tiles", "1"), "px is cut into", "--tiling none"),
         (("--max-pixels", "1000"), "1000", "--max-pixels"),

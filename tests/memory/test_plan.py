@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vlm_edge.core.geometry import PatchGeometry, TileGeometry, TokenGeometry, visual_token_count
 from vlm_edge.core.specs import ModelSpec, ProjectorSpec, TextSpec, VisionSpec
 from vlm_edge.memory import formulas
+from vlm_edge.memory.formulas import FIRST_IMAGE_BYTES
 from vlm_edge.memory.plan import PHASES, RUNTIME_BYTES, Load, Plan, plan_run
 from vlm_edge.memory.vision import vision_activation_bytes
 
@@ -120,22 +121,29 @@ def test_every_phase_by_hand() -> None:
     # 5 tokens, width 4: scores once, 2 * 25; 3 * 5 * 8 of the MLP, 6 * 5 * 4 of the width
     tower = 3 * 4 * (3 * 28 * 28 + 50 + 120 + 120)
     prefill = 50 * 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4)
-    pixels = 2 * 3 * 3 * 28 * 28 * 4  # all views of one image, before and after normalising
+    cut = 3 * 3 * 28 * 28  # all views of one image, as bytes, and then as numbers
+    pixels = 4 * cut
     decode = 4 * (9 * 16 + 6 * 32 + 2 * 8 * 4) + 3 * 8 * 100
-    arenas = tower + prefill  # what a session has once held it keeps, for the next question too
-    reserve = (arenas + embeddings + 400 + decode) // 16
+    # the decoder works where the tower did, but for a quarter, and both keep it, for the next question too
+    arena = tower + prefill - min(tower, prefill) * 3 // 4
+    moving = arena + embeddings + 400 + decode
+    reserve, reserve_again = moving // 64, moving // 16
     base = RUNTIME_BYTES + weights
+    loaded, base = base, base + FIRST_IMAGE_BYTES
     assert plan.visual_tokens == visual
     assert dict(plan.phases) == {
-        "load": base,
-        "preprocess": base + pixels + 9000,
+        "load": loaded,
+        "preprocess": base + cut + pixels + 9000,
         "encode": base + tower + reserve + pixels + embeddings,
-        "prefill": base + kv + arenas + reserve + embeddings + 400,
-        "decode": base + kv + arenas + reserve + embeddings + 400 + decode,
+        "prefill": base + kv + arena + reserve + embeddings + 400,
+        "decode": base + kv + arena + reserve + embeddings + 400 + decode,
     }
-    assert dict(again.phases) == dict(plan.phases) | {
-        "preprocess": base + kv + arenas + pixels + 9000,
-        "encode": base + kv + arenas + reserve + pixels + embeddings,
+    assert dict(again.phases) == {
+        "load": loaded,
+        "preprocess": base + kv + arena + cut + pixels + 9000,
+        "encode": base + kv + arena + reserve_again + pixels + embeddings,
+        "prefill": base + kv + arena + reserve_again + embeddings + 400,
+        "decode": base + kv + arena + reserve_again + embeddings + 400 + decode,
     }
 
 
@@ -163,13 +171,14 @@ def test_a_plan_without_an_image_has_no_vision() -> None:
     }  # fmt: skip
 
 
-def test_many_views_are_encoded_in_calls_of_eight() -> None:
-    seven, eight, twenty = (
+def test_many_views_are_encoded_in_even_calls_of_eight_at_most() -> None:
+    seven, eight, nine, twenty = (
         next(item.bytes for item in planned(tiles=tiles).items if item.name == "vision.activations")
-        for tiles in (6, 7, 19)
+        for tiles in (6, 7, 8, 19)
     )
     assert seven * 8 == eight * 7
-    assert eight == twenty
+    assert nine * 8 == eight * 5  # 5 and 4
+    assert twenty == seven  # 7, 7 and 6
 
 
 @given(st.integers(0, 50), st.integers(0, 10**9), st.integers(1, 10**5), st.sampled_from([4, 8, 16, 32]))

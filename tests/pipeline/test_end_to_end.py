@@ -119,7 +119,7 @@ def test_the_whole_image_in_one_view(made: Runnable) -> None:
 def test_views_with_a_grid_of_their_own_can_be_reduced(made: Runnable, reduce: str) -> None:
     pipeline, _ = made.pipeline()
     options = AskOptions(reduce=reduce, keep=0.5, threshold=0.5, max_new_tokens=2)
-    if made.family in ("llava", "internvl", "idefics3", "paligemma"):
+    if made.family in ("llava", "llava_next", "internvl", "idefics3", "paligemma"):
         counts = pipeline.ask(photo(90, 61), QUESTIONS[0], options).tokens
         assert 0 < counts.visual_after < counts.visual_before
     else:

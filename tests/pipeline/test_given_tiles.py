@@ -56,7 +56,8 @@ def look(*boxes: tuple[int, int, int, int]) -> Look:
 
 def seen(chosen: Look) -> tuple[Seen, Sequence[np.ndarray]]:
     encoder = Encoder()
-    prompt = cast(PromptBuilder, SimpleNamespace(views=Views(), runs=lambda views, _: [np.concatenate(views)]))
+    runs = {name: lambda views, *_: [np.concatenate(views)] for name in ("runs", "reduced_runs")}
+    prompt = cast(PromptBuilder, SimpleNamespace(views=Views(), **runs))
     shown = see(PIXELS, source_px=(60, 40), look=chosen, prompt=prompt, encoder=encoder, timings_ms={}, free_tiles=True)
     return shown, encoder.views
 

@@ -148,8 +148,18 @@ def test_a_family_with_rules_of_its_own_has_grid_and_none() -> None:
 @pytest.mark.parametrize("options", [{"tiling": "auto"}, {"tiles": ((0, 0, 9, 9),)}])
 def test_and_no_tiles_elsewhere(options: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"rules of its own|rules of their own") as caught:
-        Look.of(AskOptions(**options), OWN, 12, INTERNVL)
+        Look.of(AskOptions(**options), OWN, 12, discover.family("paligemma"))
     assert "--tiling grid" in caught.value.remedy
+
+
+def test_or_the_most_salient_tiles_of_its_own_grid() -> None:
+    chosen = Look.of(AskOptions(tiling="auto", max_tiles=3), OWN, 12, INTERNVL)
+    assert chosen == Look("auto", 3, "none", 1.0, 1.0, 0, saliency="detail")
+    assert chosen.chooses
+    assert Look.of(AskOptions(saliency="novelty"), OWN, 12, QWEN).tiling == "auto"
+    with pytest.raises(BadInput, match="rules of their own"):
+        Look.of(AskOptions(tiles=((0, 0, 9, 9),)), OWN, 12, INTERNVL)
+    assert not Look.of(AskOptions(tiling="auto", max_tiles=0), OWN, 12, INTERNVL).chooses
 
 
 @pytest.mark.parametrize("reduce", ["threshold", "random", "downsample"])

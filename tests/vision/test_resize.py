@@ -35,7 +35,7 @@ def by_pillow(pixels: np.ndarray, to_px: tuple[int, int], resample: int) -> np.n
 
 def test_the_filters_numbers_are_pillows():
     named = ("LANCZOS", "BILINEAR", "BICUBIC", "BOX", "HAMMING")
-    assert {Image.Resampling[name] for name in named} == FILTERS == {*resize._FILTERS}
+    assert {Image.Resampling[name] for name in named} == FILTERS == {*resize.FILTERS}
 
 
 @pytest.mark.parametrize("resample", sorted(FILTERS))

@@ -99,8 +99,11 @@ class ViewMaker(Protocol):
 
     geometry: TokenGeometry
 
-    def prepare(self, image: NDArray[np.uint8], *, whole: bool = False) -> ImageInputs:
-        """uint8 [H, W, 3] -> the encoder's arrays by the family's own rules; whole: in one view, without tiles."""
+    def prepare(self, image: Any, *, whole: bool = False, layout: ImageLayout | None = None) -> ImageInputs:
+        """An image, uint8 [H, W, 3] or a vision.raster.Raster -> the encoder's arrays by the family's own rules.
+
+        whole: in one view, without tiles.  layout: one of `geometry.subset`, for families with chosen_tiles.
+        """
         ...
 
     def pixels(self, views: Sequence[NDArray[np.uint8]]) -> Floats:
@@ -130,6 +133,12 @@ class PromptBuilder(Protocol):
         """An image's features by view, [T, D] each -> the embeddings [T, D] of each of its runs."""
         ...
 
+    def reduced_runs(
+        self, views: Sequence[Floats], image: ImageLayout, members: Sequence[NDArray[np.int32]]
+    ) -> list[Floats]:
+        """The same for reduced views; members: for each, the token that each of its places went to (see tokens.TokenSet)."""
+        ...
+
     def positions(self, spans: Sequence[Span]) -> Positions | None:
         """Positions int64 [3, L] of a prompt's spans, where the decoder needs them.
 
@@ -146,7 +155,8 @@ class VlmFamily:
     that can be planned and not run.
     merge_sites: where a reduction of visual tokens keeps their meaning.
     model_types: the `model_type` values of config.json that are this family.
-    free_tiles: whether tiles may lie anywhere on the image; otherwise a family cuts its images by its own rules alone.
+    free_tiles: whether tiles may lie anywhere on the image; otherwise a family cuts its images by its own rules.
+    chosen_tiles: whether some tiles of the family's grid may be shown without the others (see TokenGeometry.scales).
     reducible: whether views may have any number of tokens; false where their order makes a grid in the prompt.
     dialects: how it writes boxes and points; the first in which an answer holds any is taken.
     """
@@ -157,6 +167,7 @@ class VlmFamily:
     merge_sites: frozenset[MergeSite]
     model_types: tuple[str, ...] = ()
     free_tiles: bool = False
+    chosen_tiles: bool = False
     reducible: bool = False
     dialects: tuple[Dialect, ...] = COMMON
 

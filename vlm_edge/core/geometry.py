@@ -11,73 +11,18 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+from vlm_edge.core.layout import Box as Box
+from vlm_edge.core.layout import Cell, distinct_rows
+from vlm_edge.core.layout import ImageLayout as ImageLayout
+from vlm_edge.core.layout import Size as Size
+from vlm_edge.core.layout import require_pixels as require_pixels
+from vlm_edge.core.patch_geometry import MAX_PATCH_ASPECT as MAX_PATCH_ASPECT
+from vlm_edge.core.patch_geometry import PatchGeometry as PatchGeometry
+from vlm_edge.core.token_geometry import TokenGeometry as TokenGeometry
+from vlm_edge.core.token_geometry import up_to_multiple
 from vlm_edge.errors import BadInput
 
-Size = tuple[int, int]
-Box = tuple[int, int, int, int]
-MAX_PATCH_ASPECT = 200
 IDEFICS3_MAX_PX = 4096
-
-
-@dataclass(frozen=True)
-class ImageLayout:
-    """How one image is cut into views, and what they cost in the prompt.
-
-    canvas_px: size that the image is brought to before tiles are cut from it; for views of several sizes, the largest.
-    content: box of the image on the canvas; smaller than the canvas where the family pads.
-    rows, cols: tiles on the canvas; 0 where it is shown in one piece.
-    views: pictures that the encoder sees, the view of the whole image included.
-    token_grid: rows and columns of the visual tokens that stand for the canvas: after unpadding, newlines not counted
-    (AnyRes), or after merging patches (Qwen-VL); (0, 0) where each view keeps a grid of its own.
-    grid_thw: frames, rows and columns of patches before merging (Qwen-VL).
-    marker_tokens: text tokens that the family puts around the views; visual_tokens does not count them.
-    """
-
-    canvas_px: Size
-    content: Box
-    views: int
-    visual_tokens: int
-    marker_tokens: int = 0
-    rows: int = 0
-    cols: int = 0
-    token_grid: tuple[int, int] = (0, 0)
-    grid_thw: tuple[int, int, int] | None = None
-
-
-@dataclass(frozen=True)
-class TokenGeometry:
-    """What a family fixes about its views; as it stands, a family that shows an image in one view (LLaVA, PaliGemma).
-
-    view_px: side of a square view.  grid: rows and columns of tokens that one view becomes after the projector.
-    separator_tokens: text tokens that mark the start of each view.
-    """
-
-    view_px: int
-    grid: tuple[int, int]
-    separator_tokens: int = 0
-    fixed_views: ClassVar[bool] = True
-    """Whether every view is a square of view_px; otherwise it keeps the image's proportions, nearly at its size."""
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    @property
-    def tokens_per_view(self) -> int:
-        """Visual tokens of one view before any reduction."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def most_tiles(self) -> int:
-        """Tiles beside the whole view that the family's own rules may cut from one image."""
-        return 0
-
-    def whole(self) -> Self:
-        """The geometry that shows an image in one view."""
-        return self
-
-    def layout(self, image_px: Size) -> ImageLayout:
-        """One view, whatever the image; raises BadInput for an image without pixels."""
-        require_pixels(image_px)
-        side = self.view_px
-        return ImageLayout((side, side), (0, 0, side, side), 1, self.tokens_per_view, self.separator_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +64,50 @@ class AnyResGeometry(TokenGeometry):
             cols=cols,
             token_grid=unpadded,
         )
+
+    def scales(self, image_px: Size) -> tuple[ImageLayout, ...]:
+        """The family's own grid, before it the image's own pixels where that shrinks them."""
+        if not self.pinpoints:
+            return ()
+        own = self.layout(image_px)
+        return (own,) if own.content[2] - own.content[0] >= image_px[0] else (self._native(image_px), own)
+
+    def _native(self, image_px: Size) -> ImageLayout:
+        """The image as it is, in the middle of the smallest canvas of whole tiles."""
+        canvas = tuple(up_to_multiple(side, self.view_px) for side in image_px)
+        x0, y0 = ((outer - inner) // 2 for outer, inner in zip(canvas, image_px, strict=True))
+        content = (x0, y0, x0 + image_px[0], y0 + image_px[1])
+        rows, cols = (
+            -(-content[3 - axis] * count // self.view_px) - content[1 - axis] * count // self.view_px
+            for axis, count in enumerate(self.grid)
+        )
+        return ImageLayout(
+            (canvas[0], canvas[1]), content, 1 + canvas[0] * canvas[1] // self.view_px**2,
+            self.tokens_per_view + rows * cols + rows, rows=canvas[1] // self.view_px, cols=canvas[0] // self.view_px,
+            token_grid=(rows, cols),
+        )  # fmt: skip
+
+    def kept_window(self, scale: ImageLayout, cell: Cell) -> Box:
+        """Columns and rows of a tile's own tokens that are no padding: x0, y0, x1, y1."""
+        spans = []
+        for index, tiles, of_tile, kept in zip(
+            cell, (scale.rows, scale.cols), self.grid, scale.token_grid, strict=True
+        ):
+            first = (tiles * of_tile - kept) // 2 - index * of_tile
+            begin = min(max(first, 0), of_tile)
+            spans.append((begin, max(begin, min(first + kept, of_tile))))
+        return spans[1][0], spans[0][0], spans[1][1], spans[0][1]
+
+    def _subset(self, image_px: Size, scale: ImageLayout) -> ImageLayout:  # noqa: ARG002
+        """Tiles of a row stand side by side, whatever is left out between them, and a newline ends each row of tokens."""
+        costs = [self._cost(scale, cell) for cell in scale.shown_cells]
+        newlines = {row: once for (row, _), (_, once) in zip(scale.shown_cells, costs, strict=True)}
+        tokens = self.tokens_per_view + sum(own for own, _ in costs) + sum(newlines.values())
+        return replace(scale, views=1 + len(costs), visual_tokens=tokens)
+
+    def _cost(self, scale: ImageLayout, cell: Cell) -> tuple[int, int]:
+        x0, y0, x1, y1 = self.kept_window(scale, cell)
+        return (x1 - x0) * (y1 - y0), y1 - y0
 
     def _best_pinpoint(self, width: int, height: int) -> Size:
         """Most pixels of the image kept, then least canvas wasted, then first in the list."""
@@ -162,7 +151,20 @@ class TileGeometry(TokenGeometry):
 
     def layout(self, image_px: Size) -> ImageLayout:
         """Example: 896 x 448 px at 448 px a view -> 2 tiles and a thumbnail, 3 * 256 tokens."""
-        cols, rows = self._arrangement(*require_pixels(image_px))
+        return self._arranged(*self._arrangement(*require_pixels(image_px)))
+
+    def scales(self, image_px: Size) -> tuple[ImageLayout, ...]:
+        """The family's own arrangement, before it one of at least the image's own pixels where that shrinks them."""
+        own = self.layout(image_px)
+        if self.max_tiles <= 1:
+            return ()
+        found = (own,) if own.views > 1 else ()
+        if all(side <= canvas for side, canvas in zip(image_px, own.canvas_px, strict=True)):
+            return found
+        cols, rows = (-(-side // self.view_px) for side in image_px)
+        return (self._arranged(cols, rows), *found)
+
+    def _arranged(self, cols: int, rows: int) -> ImageLayout:
         canvas = cols * self.view_px, rows * self.view_px
         views = cols * rows + (cols * rows > 1)
         return ImageLayout(
@@ -236,14 +238,30 @@ class SplitGeometry(TokenGeometry):
         content = (0, 0, *canvas)
         return ImageLayout(canvas, content, views, views * self.tokens_per_view, markers, rows=rows, cols=cols)
 
+    def scales(self, image_px: Size) -> tuple[ImageLayout, ...]:
+        """The family's own grid: its markers name no more rows and columns than that."""
+        own = self.layout(image_px)
+        return (own,) if own.views > 1 else ()
+
+    def _subset(self, image_px: Size, scale: ImageLayout) -> ImageLayout:
+        cells = scale.shown_cells
+        markers = len(cells) * self.tile_marker_tokens + distinct_rows(cells) * self.row_end_tokens
+        return replace(
+            super()._subset(image_px, scale),
+            marker_tokens=markers + self.blank_line_tokens + self.whole_marker_tokens,
+        )
+
+    def _cost(self, scale: ImageLayout, cell: Cell) -> tuple[int, int]:
+        return super()._cost(scale, cell)[0] + self.tile_marker_tokens, self.row_end_tokens
+
     def _canvas(self, width: int, height: int) -> Size:
         """Both edges up to a multiple of view_px, the longer one first, since the other is scaled along with it."""
         aspect = width / height
         if width >= height:
-            width = _up_to_multiple(width, self.view_px)
-            return width, max(self.view_px, _up_to_multiple(int(width / aspect), self.view_px))
-        height = _up_to_multiple(height, self.view_px)
-        return max(self.view_px, _up_to_multiple(int(height * aspect), self.view_px)), height
+            width = up_to_multiple(width, self.view_px)
+            return width, max(self.view_px, up_to_multiple(int(width / aspect), self.view_px))
+        height = up_to_multiple(height, self.view_px)
+        return max(self.view_px, up_to_multiple(int(height * aspect), self.view_px)), height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +275,7 @@ class QuarterGeometry(TokenGeometry):
     longest_px: int
     split: bool = False
     fixed_views: ClassVar[bool] = False
+    by_parts: ClassVar[bool] = False
 
     @property
     def most_tiles(self) -> int:
@@ -298,54 +317,6 @@ class QuarterGeometry(TokenGeometry):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchGeometry(TokenGeometry):
-    """Qwen2-VL and Qwen2.5-VL: patches at nearly native size; merge x merge patches become one token.
-
-    view_px and grid describe a square tile, for showing a global view and tiles as images of their own.
-    """
-
-    patch_px: int
-    merge: int
-    min_pixels: int
-    max_pixels: int
-    fixed_views: ClassVar[bool] = False
-
-    def layout(self, image_px: Size) -> ImageLayout:
-        """Example: 1344 x 896 px at 28 px a token -> 32 * 48 = 1536.  Raises BadInput beyond 200:1."""
-        width, height = self._resized(*require_pixels(image_px))
-        patches = height // self.patch_px, width // self.patch_px
-        tokens = patches[0] // self.merge, patches[1] // self.merge
-        return ImageLayout(
-            canvas_px=(width, height),
-            content=(0, 0, width, height),
-            views=1,
-            visual_tokens=tokens[0] * tokens[1],
-            token_grid=tokens,
-            grid_thw=(1, *patches),
-        )
-
-    def _resized(self, width: int, height: int) -> Size:
-        if max(width, height) / min(width, height) > MAX_PATCH_ASPECT:
-            raise BadInput(
-                f"an image of {width}x{height} px is longer than {MAX_PATCH_ASPECT} times its width, "
-                "which this model does not take",
-                remedy="crop the image, or cut it in pieces",
-            )
-        step = self.patch_px * self.merge
-        wide, high = round(width / step) * step, round(height / step) * step
-        if wide * high > self.max_pixels:
-            shrink = math.sqrt(width * height / self.max_pixels)
-            return (
-                max(step, math.floor(width / shrink / step) * step),
-                max(step, math.floor(height / shrink / step) * step),
-            )
-        if wide * high < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (width * height))
-            return math.ceil(width * grow / step) * step, math.ceil(height * grow / step) * step
-        return wide, high
-
-
 Geometry = TokenGeometry | AnyResGeometry | TileGeometry | SplitGeometry | QuarterGeometry | PatchGeometry
 
 
@@ -355,24 +326,17 @@ def visual_token_count(
     """Prompt positions that `images` images take before any reduction, text tokens that mark views included.
 
     tiles: each image is one global view and that many tiles.  image_px: each image has that (width, height) and is cut
-    by the family's own rules.  Exactly one of the two.  `geometry.layout(image_px)` gives visual and marker tokens apart.
+    by the family's own rules.  Both: at most that many tiles of such an image are chosen, and this is what they take at most.
+    `geometry.layout(image_px)` gives visual and marker tokens apart.
     Raises BadInput for a size that the family refuses.
 
     Example: 64 tokens a view and one separator, 6 tiles -> 7 * 65 = 455.
     """
-    if image_px is not None and tiles is None:
-        layout = geometry.layout(image_px)
-        return images * (layout.visual_tokens + layout.marker_tokens)
-    if tiles is None or image_px is not None:
-        raise TypeError("give either tiles or image_px")
+    if image_px is not None:
+        return images * (geometry.layout(image_px) if tiles is None else geometry.most(image_px, tiles)).positions
+    if tiles is None:
+        raise TypeError("give tiles, image_px or both")
     return images * (1 + tiles) * (geometry.tokens_per_view + geometry.separator_tokens)
-
-
-def require_pixels(image_px: Size) -> Size:
-    """(width, height) as given; raises BadInput unless both are at least 1."""
-    if min(image_px) < 1:
-        raise BadInput(f"an image of {image_px[0]}x{image_px[1]} px has no pixels", remedy="give an image with pixels")
-    return image_px
 
 
 def _fit_inside(image_px: Size, canvas: Size) -> Size:
@@ -390,7 +354,3 @@ def _arrangements(least: int, most: int) -> list[Size]:
 
 def _next_even(value: int) -> int:
     return value + value % 2
-
-
-def _up_to_multiple(value: int, step: int) -> int:
-    return math.ceil(value / step) * step

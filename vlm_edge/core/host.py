@@ -155,7 +155,7 @@ def data_bytes() -> int:
 def release_heap() -> None:
     """Give memory that was freed back to the system, so that what comes next does not stand on the last step's peak.
 
-    Without it, glibc keeps what blocks of up to 32 MiB left behind. A few milliseconds; nothing where the C library has no such call.
+    Without it, glibc keeps what blocks of up to 32 MiB left behind. Takes milliseconds; does nothing with other C libraries.
     """
     import ctypes
 

@@ -81,12 +81,35 @@ def decode_buffer_bytes(text: TextSpec, *, batch: int = 1, elem_bytes: int = FLO
     return batch * (prefill_activation_bytes(text, tokens=1, elem_bytes=elem_bytes) + SAMPLING_COPIES * 8 * text.vocab)
 
 
-DECODE_BYTES_PER_PX = 9
-"""Pillow's 4 B copy, the 3 B result, 1 B of grey and strips; measured on PNG, JPEG and TIFF."""
+DECODE_BYTES_PER_PX = 7
+"""Pillow's 4 B copy and the 3 B result, of PNG, JPEG and TIFF."""
 DECODE_BYTES_PER_PX_BY_FORMAT = {"WEBP": 20, "GIF": 14}
 """Decoders that hold canvases of their own beside the image."""
 COEFFICIENT_BYTES_PER_PX = 6
 """A progressive JPEG's coefficients: 2 bytes for each of three channels at full resolution, until its last scan is read."""
+
+
+FIRST_IMAGE_BYTES = 5 << 20
+"""Readers and tables that a process brings in with its first image, and keeps."""
+STRIP_BYTES_PER_PX, STRIP_BYTES = 10, 10 << 20
+"""Of the strip of greys and differences that is searched for detail, and the most that a strip takes. With the two constants
+above, MiB beyond a loaded nano model for 0.01, 0.3, 1.0, 1.8, 2.1 and 8.7 megapixels of PNG: 5, 10, 21, 27, 29, 73; measured on
+Linux x86-64, 2026-11: 5, 10, 22, 28, 30, 71."""
+BAND_BYTES_PER_PX = 32
+"""Of the band at work: packed and unpacked rows, Pillow's copy, the result, a strip of greys with its differences, and sums."""
+BAND_BYTES = 16 << 20
+"""What reading by parts holds whatever the image: Pillow's small blocks, strips, the rows of a view that is not complete."""
+CELL_BYTES = 110
+"""Of a saliency map's cell while tiles are placed."""
+
+
+def image_parts_bytes(*, band_px: int, canvas_px: int = 0, cells: int = 0) -> int:
+    """Host bytes while an image is read band by band.
+
+    canvas_px: pixels of the size that a family brings it to, of which two copies are held.  cells: of its saliency map; tiles are
+    placed by that when the last band has gone.
+    """
+    return BAND_BYTES + max(BAND_BYTES_PER_PX * band_px, CELL_BYTES * cells) + 2 * 3 * canvas_px
 
 
 def image_decode_bytes(*, pixels: int, file_format: str = "", reduction: int = 1, progressive: bool = False) -> int:
@@ -94,5 +117,6 @@ def image_decode_bytes(*, pixels: int, file_format: str = "", reduction: int = 1
 
     reduction: the factor by which a JPEG's sides are divided while it is decoded; its coefficients stay at full size.
     """
-    decoded = -(-pixels // reduction**2) * DECODE_BYTES_PER_PX_BY_FORMAT.get(file_format, DECODE_BYTES_PER_PX)
-    return decoded + progressive * COEFFICIENT_BYTES_PER_PX * pixels
+    shown = -(-pixels // reduction**2)
+    decoded = shown * DECODE_BYTES_PER_PX_BY_FORMAT.get(file_format, DECODE_BYTES_PER_PX)
+    return min(STRIP_BYTES_PER_PX * shown, STRIP_BYTES) + decoded + progressive * COEFFICIENT_BYTES_PER_PX * pixels

@@ -13,6 +13,7 @@ from vlm_edge.units import format_bytes
 RESERVE_SHARE, TIGHT_SHARE = 16, 64
 """One part in so many of what comes and goes is lost between the blocks of an allocator: where calls differ in shape, one after
 another or from image to image, and in an arena that has seen one shape alone."""
+REUSE_LOSS = 4
 MOVING = frozenset({"vision.activations", "visual_embeddings", "prefill.activations", "logits", "decode.buffers"})
 EMBEDDING_COPIES = 2
 """What the encoder returned, and its place among the prompt's embeddings."""
@@ -50,6 +51,10 @@ def run_items(
         *_weights(subject, request),
         *_vision(subject, request, visual, apart),
         PlanItem(
+            "image.readers", formulas.FIRST_IMAGE_BYTES if visual.views else 0, _LATER, "code and tables for reading images",
+            "measured", "", apart,
+        ),
+        PlanItem(
             "image.decode", max(decode_bytes, default=0), ("preprocess",), "the largest image, by its format", "bound",
             "uint8", apart,
         ),
@@ -70,19 +75,24 @@ def run_items(
 
 def reserve_share(request: Request, visual: Visual) -> int:
     """RESERVE_SHARE, or TIGHT_SHARE where every call of the tower has one shape."""
-    one_shape = request.images <= 1 and visual.at_once <= request.encode_views and not visual.packed
+    one_shape = request.images <= 1 and visual.at_once <= request.encode_views
     return TIGHT_SHARE if request.target == "cpu" and one_shape and not request.again else RESERVE_SHARE
 
 
 def _in_one_arena(items: Sequence[PlanItem]) -> list[PlanItem]:
-    """A CPU's sessions share an arena: the decoder works where the tower did, and adds what it needs beyond that."""
+    """A CPU's sessions share an arena: the decoder works where the tower did, and adds what it needs beyond that.
+
+    One part in REUSE_LOSS of what both need lies in blocks that the other cannot use.
+    """
     tower = sum(item.bytes for item in items if item.name == "vision.activations")
 
     def shared(item: PlanItem) -> PlanItem:
         if item.name != "prefill.activations" or not tower:
             return item
-        there = min(item.bytes, tower)
-        return replace(item, bytes=item.bytes - there, formula=f"{item.formula}; {format_bytes(there)} lie where the tower's did")
+        there = min(item.bytes, tower) * (REUSE_LOSS - 1) // REUSE_LOSS
+        return replace(
+            item, bytes=item.bytes - there, formula=f"{item.formula}; {format_bytes(there)} lie where the tower's did"
+        )
 
     return [shared(item) for item in items]
 

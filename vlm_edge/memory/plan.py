@@ -24,16 +24,16 @@ from vlm_edge.memory.request import (
 __all__ = [
     "ENCODE_VIEWS", "PHASES", "PREFILL_CHUNK", "RUNTIME_BYTES", "Basis", "Load", "Plan", "PlanItem", "plan_request", "plan_run",
 ]  # fmt: skip
-RUNTIME_BYTES = 95 << 20
-"""Python, NumPy, Pillow, tokenizers and ONNX Runtime with its threads: what a process holds once the embedded model is loaded,
-less its weights and cache. 95 to 97 MiB through the command line with the embedded model, 86 to 97 with towers of five families,
-2026-11, Linux x86-64, ONNX Runtime 1.32."""
+RUNTIME_BYTES = 93 << 20
+"""Python, NumPy, Pillow, tokenizers and ONNX Runtime with its threads: what a process holds once a model is loaded, less its
+weights and cache, before it reads an image. 95 to 97 MiB through the command line with the embedded model, 86 to 107 with towers
+of six families, 2026-11, Linux x86-64, ONNX Runtime 1.32."""
 CUDA_RUNTIME_BYTES = 512 << 20
 """A CUDA context with ONNX Runtime's kernels, and cuBLAS workspaces: 0.25 to 0.5 GB are usual, and 8 to 32 MiB."""
 
 
 def plan_request(subject: Subject, request: Request, *, budget_bytes: int) -> Plan:
-    """The plan of a request; one image is read at a time, in the dearest common format without a size of its own (PNG).
+    """The plan of a request; one image is read at a time, as a JPEG, which is decoded whole.
 
     Raises BadInput when the visual tokens exceed the context or the model's own positions end before it.
     """

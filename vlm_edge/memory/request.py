@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vlm_edge.core.geometry import (
+    AnyResGeometry,
     Geometry,
     ImageLayout,
     PatchGeometry,
@@ -35,6 +36,7 @@ class Subject:
 
     stored: bytes by item name where they are known from files, which then go before any formula.
     free_tiles: tiles may lie anywhere and be any number; otherwise the family cuts images by rules of its own.
+    chosen_tiles: of those, some may be shown without the others.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Subject:
     geometry: Geometry | None = None
     stored: Mapping[str, int] = field(default_factory=dict)
     free_tiles: bool = True
+    chosen_tiles: bool = False
 
     @staticmethod
     def of(name: str, model: ModelSpec, geometry: Geometry | None = None) -> Subject:
@@ -159,6 +162,9 @@ def visual_of(subject: Subject, request: Request) -> Visual:
         tokens = vision.joint_views * kept_tokens(geometry.tokens_per_view, request.keep)
         seen, area = vision.joint_views, geometry.view_px**2
         return Visual(images * seen, seen, vision.patches, area, False, images * tokens, images, images * tokens)
+    if request.tiles and geometry.scales(request.image_px):
+        layouts = (geometry.most(request.image_px, request.tiles),) * images
+        return visual_of_layouts(vision, geometry, layouts, keep=request.keep)
     if request.tiles:
         return visual_of_tiles(vision, geometry, tiles=request.tiles, images=images, keep=request.keep)
     cut = geometry if request.tiles is None else geometry.whole()
@@ -183,8 +189,8 @@ def visual_of_layouts(
         return Visual()
     tokens = sum(_kept(geometry, layout, keep) for layout in layouts)
     free = not geometry.fixed_views
-    areas = [layout.canvas_px[0] * layout.canvas_px[1] if free else vision.image_px**2 for layout in layouts]
-    patches = [_patches(vision, layout) if free else vision.patches for layout in layouts]
+    patches = [_patches(vision, geometry, layout) if free else vision.patches for layout in layouts]
+    areas = [count * vision.patch_px**2 if free else vision.image_px**2 for count in patches]
     return Visual(
         views=sum(layout.views for layout in layouts),
         at_once=max(layout.views for layout in layouts),
@@ -199,11 +205,16 @@ def visual_of_layouts(
 def _kept(geometry: Geometry, layout: ImageLayout, keep: float) -> int:
     if layout.visual_tokens == layout.views * geometry.tokens_per_view:
         return layout.views * kept_tokens(geometry.tokens_per_view, keep)
+    if isinstance(geometry, AnyResGeometry) and keep < 1:  # views are reduced, newlines are not
+        newlines = layout.token_grid[0] or 1
+        return min(layout.visual_tokens, layout.views * kept_tokens(geometry.tokens_per_view, keep) + newlines)
     return kept_tokens(layout.visual_tokens, keep)
 
 
-def _patches(vision: VisionSpec, layout: ImageLayout) -> int:
-    """Patches of a view that has the size of the canvas."""
+def _patches(vision: VisionSpec, geometry: Geometry, layout: ImageLayout) -> int:
+    """Patches of a view that has the size of the canvas, or of those parts of it that are kept."""
+    if isinstance(geometry, PatchGeometry):
+        return layout.visual_tokens * geometry.merge**2
     return (layout.canvas_px[0] // vision.patch_px) * (layout.canvas_px[1] // vision.patch_px)
 
 

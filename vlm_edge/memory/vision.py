@@ -43,18 +43,17 @@ def vision_activation_bytes(
     and in graphs that spell the attention out.
     Per sequence of T tokens: three inner tensors of the MLP (six with a gate: both halves, the sigmoid and three products) and six
     times the width for residual stream, normed copies, q, k, v and output, with the scores; nine times where q, k and v are taken
-    apart, as for fused kernels and packed patches. Those (no view of their own size) add BIAS_COPIES of the bias that keeps
-    images apart.
-    Measured on a CPU, 2026-11, MiB a view in fp32: 50 for CLIP-like 577 x 768 (this says 47), 85 for SigLIP-like 1024 x 640
-    (88), 48 for InternViT-like 1025 x 512, whose kernel is fused (44), 3,330 for 6144 packed patches x 640 (3,300); a plan's
-    reserve is beside it.
+    apart, as for packed patches, and eleven where fused kernels want them in an order of their own. Packed patches (no view of
+    their own size) add BIAS_COPIES of the bias that keeps images apart.
+    Measured on a CPU, 2026-11, MiB a view in fp32: 49 for CLIP-like 577 x 768 (this says 47), 91 for SigLIP-like 1024 x 640
+    (88), 47 to 51 for InternViT-like 1025 x 512, whose kernel is fused (49); 2,060 for 4800 packed patches x 640 (2,090).
     """
     tokens = attention_tokens(vision, patches=patches)
     sequences = -(-views // vision.joint_views)
     held = 0 if fused else score_copies * score_values(vision, patches=patches)
     held += BIAS_COPIES * tokens * tokens if vision.temporal_patch > 1 and not fused else 0
     apart = fused or vision.temporal_patch > 1
-    held += tokens * ((6 if vision.gated_mlp else 3) * vision.mlp + (9 if apart else 6) * vision.width)
+    held += tokens * ((6 if vision.gated_mlp else 3) * vision.mlp + (11 if fused else 9 if apart else 6) * vision.width)
     pixels = 3 * vision.temporal_patch * (tokens - vision.prefix_tokens * vision.joint_views) * vision.patch_px**2
     if patches is None and vision.joint_views == 1:
         pixels = 3 * vision.temporal_patch * vision.image_px**2

@@ -21,6 +21,7 @@ from vlm_edge.errors import DamagedBundle
 from vlm_edge.models import bundle_files
 from vlm_edge.models.preprocessor import ViewSettings
 from vlm_edge.models.prompt_text import BundleText, Questions
+from vlm_edge.vision.raster import Picture
 
 Config = Mapping[str, Any]
 IMAGE_IDS = ("image_token_id", "image_token_index")
@@ -31,13 +32,14 @@ IMAGE_IDS = ("image_token_id", "image_token_index")
 class FamilyRules:
     """A family's readers of a checkpoint's files, and its own prompt.
 
-    spec, settings, prepare: of the family's spec.py and images.py.  template: the chat template of checkpoints without one.
+    spec, settings, prepare: of the family's spec.py and images.py; prepare takes an image, settings, and for families whose
+    tiles may be chosen a layout.  template: the chat template of checkpoints without one.
     refine: settings as the model's sizes and, where it is at hand, its tokenizer complete them; may raise BadInput.
     """
 
     spec: Callable[[Config], ModelSpec]
     settings: Callable[[Config, Config], Any]
-    prepare: Callable[[NDArray[np.uint8], Any], ImageInputs]
+    prepare: Callable[..., ImageInputs]
     template: str
     refine: Callable[[Any, ModelSpec, Any | None], Any] = lambda settings, _spec, _tokenizer: settings
 
@@ -53,8 +55,10 @@ class FamilyViews:
         self._settings = settings
         self._whole = replace(settings, geometry=settings.geometry.whole())
 
-    def prepare(self, image: NDArray[np.uint8], *, whole: bool = False) -> ImageInputs:
-        """uint8 [H, W, 3] -> the encoder's arrays by the family's own rules; whole: in one view, without tiles."""
+    def prepare(self, image: Picture, *, whole: bool = False, layout: ImageLayout | None = None) -> ImageInputs:
+        """An image -> the encoder's arrays by the family's own rules; whole: in one view, without tiles; or by a layout."""
+        if layout is not None:
+            return self._rules.prepare(image, self._settings, layout)
         return self._rules.prepare(image, self._whole if whole else self._settings)
 
     def pixels(self, views: Sequence[NDArray[np.uint8]]) -> Floats:
@@ -114,6 +118,15 @@ class FamilyPrompt:
     def runs(self, views: Sequence[Floats], image: ImageLayout) -> list[Floats]:  # noqa: ARG002
         """Features by view, [T, D] each -> the embeddings of each run of the image."""
         return [np.concatenate([self.fitting(view) for view in views])]
+
+    def reduced_runs(
+        self,
+        views: Sequence[Floats],
+        image: ImageLayout,
+        members: Sequence[NDArray[np.int32]],  # noqa: ARG002
+    ) -> list[Floats]:
+        """The same for views whose tokens were reduced; members: for each view, the token that each of its places went to."""
+        return self.runs(views, image)
 
     def fitting(self, view: Floats) -> Floats:
         """The features themselves; raises DamagedBundle when they are not as wide as the decoder's embeddings."""

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm_edge.core.contracts import Positions, Span
+from vlm_edge.core.contracts import Floats, Positions, Span
+from vlm_edge.core.geometry import ImageLayout
+from vlm_edge.models.packed_patches import chosen_tokens
 from vlm_edge.models.prompts import FamilyPrompt
 
+START, END = "<|vision_start|>", "<|vision_end|>"
 DEFAULT_TEMPLATE = (
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + '\n' }}{% for part in message.content %}{% if part.type == 'image' %}"
@@ -19,7 +22,17 @@ DEFAULT_TEMPLATE = (
 
 
 class QwenPrompt(FamilyPrompt):
-    """An image is one run, between markers that the template places."""
+    """An image is one run, between markers that the template places; with chosen tiles it is two, an overview and the tiles."""
+
+    def image_text(self, image: ImageLayout) -> str:
+        """A placeholder, or one for each part, with the markers that end one image and begin the next between them."""
+        return f"{END}{START}".join([self.questions.placeholder] * max(1, len(image.parts)))
+
+    def runs(self, views: Sequence[Floats], image: ImageLayout) -> list[Floats]:
+        """The parts' tokens apart."""
+        (tokens,) = super().runs(views, image)
+        ends = np.cumsum([part.visual_tokens for part in image.parts[:-1]])
+        return list(np.split(tokens, ends))
 
     def positions(self, spans: Sequence[Span]) -> Positions:
         """Time, row and column of every token; see rope_positions."""
@@ -40,6 +53,8 @@ def rope_positions(spans: Sequence[Span]) -> Positions:
             start += length
             continue
         rows, cols = np.indices(image.token_grid).reshape(2, -1)
+        if (chosen := chosen_tokens(image)) is not None:  # at the places that they have in the whole image
+            rows, cols = rows[chosen], cols[chosen]
         parts.append(start + np.stack([np.zeros_like(rows), rows, cols]))
         start += max(image.token_grid)
     return np.concatenate(parts, axis=1).astype(np.int64) if parts else np.empty((3, 0), np.int64)

@@ -44,7 +44,7 @@ def subject_from(
     found = discover.family(family) if family else discover.family_of(config)
     spec = found.spec(config)
     subject = Subject.of(name, spec, _geometry(found, spec, config, preprocessor))
-    subject = replace(subject, free_tiles=found.free_tiles)
+    subject = replace(subject, free_tiles=found.free_tiles, chosen_tiles=found.chosen_tiles)
     return subject if tensors is None else replace(subject, stored=stored_decoder(tensors, spec.text))
 
 

@@ -267,7 +267,7 @@ def manifest_of(model: Source, old: Manifest | None) -> Manifest:
     return checked(
         Manifest(
             schema_version=1, name=model.name, source=dict(model.hashes), tools=tools, model=model.spec,
-            limits=Limits(max_tiles=model.spec.geometry.most_tiles, max_model_len=context, max_images=MAX_IMAGES),
+            limits=Limits(max_tiles=model.spec.geometry.most_choice, max_model_len=context, max_images=MAX_IMAGES),
             defaults=RunDefaults(tiling="grid", max_new_tokens=new_tokens), artifacts=(),
         )
     )  # fmt: skip

@@ -113,13 +113,16 @@ def _bundle(root: Path, target: str | None) -> Planned:
     chosen = target or ("cpu" if "cpu" in targets or not targets else targets[0])
     spec, stored = manifest.model, stored_bytes(bundle.bytes_by_role(chosen))
     geometry = _own_geometry(root, spec)
-    free_tiles = discover.family(spec.family).free_tiles
+    family = discover.family(spec.family)
+    free_tiles = family.free_tiles
     # a manifest that knows one nominal view alone says `none`, and no tiles, for want of anything else
     known = geometry == spec.geometry
     whole = manifest.defaults.tiling == "none" and known
     notes = () if "llm.weights" in stored else ("the bundle has no decoder yet: its weights are computed",)
     return Planned(
-        subject=Subject(manifest.name, spec.text, spec.vision, spec.projector, geometry, stored, free_tiles),
+        subject=Subject(
+            manifest.name, spec.text, spec.vision, spec.projector, geometry, stored, free_tiles, family.chosen_tiles
+        ),
         source="bundle",
         tiles=0 if whole else manifest.limits.max_tiles if free_tiles else None,
         most_tiles=manifest.limits.max_tiles if known else None,

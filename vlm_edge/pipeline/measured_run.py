@@ -30,7 +30,8 @@ from vlm_edge.models.prompts import FamilyViews
 from vlm_edge.pipeline.encoders import open_encoder
 from vlm_edge.pipeline.options import Look
 from vlm_edge.pipeline.sampling import choose
-from vlm_edge.pipeline.views import choose_tiles, tiled
+from vlm_edge.pipeline.tile_choice import choose_tiles
+from vlm_edge.pipeline.views import tiled
 from vlm_edge.vision import sources
 from vlm_edge.vision.tiling import Tile
 

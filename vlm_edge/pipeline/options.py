@@ -113,12 +113,17 @@ class Look:
         """Whether one view of the whole image is all that is shown; `grid` without tiles is the family's own preprocessing."""
         return self.max_tiles == 0 and self.tiling != "grid"
 
+    @property
+    def chooses(self) -> bool:
+        """Whether tiles are chosen by saliency."""
+        return self.tiling == "auto" and self.max_tiles > 0
+
     @staticmethod
     def of(options: AskOptions, defaults: RunDefaults, limit_tiles: int, family: VlmFamily) -> Look:
         """Raises BadInput when more tiles are asked for than the bundle was planned for, or what the family does not have.
 
         A family without free tiles cuts images by its own rules: then `grid` means those, and `max_tiles` how many tiles
-        they may come to.
+        they may come to; `auto` means the most salient tiles of such a grid, where the family can show some without the others.
         """
         tiling = options.tiling or ("auto" if options.chooses_tiles else defaults.tiling)
         _check_family(options, tiling, family)
@@ -173,6 +178,8 @@ def _check_family(options: AskOptions, tiling: str, family: VlmFamily) -> None:
             f"models of the family {family.name} cut images by rules of their own; tiles cannot be given",
             remedy="use --tiling grid for those, or --tiling none",
         )
+    if family.chosen_tiles:
+        return
     if options.chooses_tiles:
         raise BadInput(
             f"--saliency chooses tiles, and models of the family {family.name} cut images by rules of their own",

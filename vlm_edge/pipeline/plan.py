@@ -209,6 +209,8 @@ def _tiles(model: Planned, options: PlanOptions) -> int | None:
     """Tiles beside the global view; None where the family cuts images by rules of its own, which may come to fewer."""
     if options.tiling == "none" or options.max_tiles == 0:
         return 0
+    if options.tiling == "auto" and model.subject.chosen_tiles and model.subject.geometry is not None:
+        return options.max_tiles or model.most_tiles or model.subject.geometry.most_choice
     if not model.subject.free_tiles:
         return None if options.tiling is not None or options.max_tiles is not None else model.tiles
     if options.max_tiles is None and options.tiling is not None and model.most_tiles is not None:

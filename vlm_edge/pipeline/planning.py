@@ -15,15 +15,19 @@ from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput, DoesNotFit
-from vlm_edge.memory.formulas import image_decode_bytes
+from vlm_edge.memory.formulas import image_decode_bytes, image_parts_bytes
 from vlm_edge.memory.plan import Load, Plan, plan_run
 from vlm_edge.pipeline.encoders import SALIENCY_ROLE, decoder_target
 from vlm_edge.pipeline.options import CNN, AskOptions, Look
+from vlm_edge.pipeline.tile_choice import cell_count
 from vlm_edge.units import format_bytes
-from vlm_edge.vision import saliency, sources
+from vlm_edge.vision import bands, saliency, sources
+from vlm_edge.vision.raster import FileRaster, Picture
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
 REDUCED_DECODE_FACTOR = 4
+PARTS_FROM_PX = 1 << 24
+"""Images of more pixels are read by parts where their format allows it. A smaller one takes 144 MiB, and is decoded but once."""
 
 
 def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
@@ -34,7 +38,26 @@ def source_header(source: ImageInput, max_pixels: int) -> sources.ImageHeader:
     if isinstance(source, PilImage):
         # no format: a PIL image is read in full, a JPEG as well
         return replace(sources.probe(source, max_pixels=max_pixels), format="memory")
-    return sources.probe(source, max_pixels=max_pixels)
+    header = sources.probe(source, max_pixels=max_pixels)
+    if header.width * header.height <= PARTS_FROM_PX:
+        return header
+    return replace(header, band_px=bands.band_px(source, max_pixels=max_pixels))
+
+
+def open_picture(
+    bundle: Bundle, source: ImageInput, header: sources.ImageHeader, look: Look, max_pixels: int
+) -> Picture:
+    """An image's pixels as a Look needs them, as source_header said; raises BadImage."""
+    if _by_parts(bundle, header):
+        return FileRaster(source, header.width, header.height, max_pixels)
+    least = reduced_px(bundle, look)
+    if least is None:
+        return sources.load_image(source, max_pixels=max_pixels).pixels
+    return sources.load_reduced(source, at_least_px=least, max_pixels=max_pixels)
+
+
+def _by_parts(bundle: Bundle, header: sources.ImageHeader) -> bool:
+    return header.band_px > 0 and bundle.manifest.model.geometry.by_parts
 
 
 def plan(
@@ -57,24 +80,25 @@ def plan(
     if budget_bytes is None:
         free = host.available_bytes()
         budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
-    decode = tuple(_decode_bytes(header, reduced_px(bundle, look)) for header in images)
+    decode = tuple(_decode_bytes(bundle, header, look) for header in images)
     layouts = None if family.free_tiles else image_layouts(bundle, images, look)
     load = Load(
         decode, look.max_tiles, context_tokens=limits.max_model_len,
         kv_bits={"int8": 8, "int4": 4}.get(bundle.manifest.kv_cache(decoder_target(device)), 32), layouts=layouts,
-        again=again, saliency_bytes=_saliency_bytes(look, sizes),
+        again=again, saliency_bytes=_saliency_bytes(bundle, look, sizes, images),
     )  # fmt: skip
     return plan_run(bundle.manifest.model, sizes, load, budget_bytes=budget_bytes)
 
 
-def _saliency_bytes(look: Look, sizes: Mapping[str, int]) -> int:
+def _saliency_bytes(bundle: Bundle, look: Look, sizes: Mapping[str, int], images: Sequence[sources.ImageHeader]) -> int:
     """What a saliency model takes; of one that cannot be read nothing, since opening it says why."""
     if look.saliency != CNN:
         return 0
+    width = max((image.width for image in images if _by_parts(bundle, image)), default=0)
     named = None if look.saliency_model is None else Path(look.saliency_model)
     if named is None:
-        return saliency.cnn_bytes(sizes.get(SALIENCY_ROLE, 0))
-    return saliency.cnn_bytes(named.stat().st_size) if named.is_file() else 0
+        return saliency.cnn_bytes(sizes.get(SALIENCY_ROLE, 0), width_px=width)
+    return saliency.cnn_bytes(named.stat().st_size, width_px=width) if named.is_file() else 0
 
 
 def reduced_px(bundle: Bundle, look: Look) -> int | None:
@@ -84,11 +108,13 @@ def reduced_px(bundle: Bundle, look: Look) -> int | None:
 
 
 def image_layouts(bundle: Bundle, images: Sequence[sources.ImageHeader], look: Look) -> tuple[ImageLayout, ...]:
-    """How the family's own rules cut each image.
+    """How the family's own rules cut each image, at most as dear as where tiles of their grid are chosen.
 
     Raises BadInput for an image that they refuse, or cut into more tiles than the Look allows.
     """
     geometry = bundle.manifest.model.geometry
+    if look.chooses:
+        return tuple(geometry.most((image.width, image.height), look.max_tiles) for image in images)
     if look.whole:
         geometry = geometry.whole()
     layouts = tuple(geometry.layout((image.width, image.height)) for image in images)
@@ -103,9 +129,23 @@ def image_layouts(bundle: Bundle, images: Sequence[sources.ImageHeader], look: L
     return layouts
 
 
-def _decode_bytes(header: sources.ImageHeader, at_least_px: int | None) -> int:
-    """at_least_px: what sources.load_reduced is asked for; None where the image is read in full."""
-    factor = 1
+def least_layouts(bundle: Bundle, images: Sequence[sources.ImageHeader], look: Look) -> tuple[ImageLayout, ...]:
+    """The same, as far as it is known without the images' pixels: no tile, where tiles are chosen."""
+    geometry = bundle.manifest.model.geometry
+    if not look.chooses:
+        return image_layouts(bundle, images, look)
+    sizes = [(image.width, image.height) for image in images]
+    return tuple(geometry.overview(size) if geometry.scales(size) else geometry.layout(size) for size in sizes)
+
+
+def _decode_bytes(bundle: Bundle, header: sources.ImageHeader, look: Look) -> int:
+    """What reading an image takes, as open_picture does it and tiles are then chosen."""
+    at_least_px, factor = reduced_px(bundle, look), 1
+    if _by_parts(bundle, header):
+        geometry, size = bundle.manifest.model.geometry, (header.width, header.height)
+        cells = cell_count(*size, geometry.view_px) if look.tiling == "auto" and look.max_tiles else 0
+        own = (geometry.whole() if look.whole else geometry).layout(size).canvas_px
+        return image_parts_bytes(band_px=header.band_px, canvas_px=own[0] * own[1], cells=cells)
     if at_least_px is not None and header.format == "JPEG":
         factor = sources.reduction(header.width, header.height, at_least_px=at_least_px)
     return image_decode_bytes(

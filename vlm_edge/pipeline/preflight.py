@@ -48,12 +48,12 @@ def preflight(
     headers = tuple(source_header(image, options.max_pixels or limits.max_pixels) for image in images)
     look = Look.of(options, bundle.manifest.defaults, limits.max_tiles, family)
     tiles, remark = look.max_tiles, ""
-    if not family.free_tiles:
+    if not family.free_tiles and not look.chooses:
         tiles = max((layout.views - 1 for layout in image_layouts(bundle, headers, look)), default=0)
         remark = ONE_VIEW_TOO if tiles else NO_TILES
     fitted = fit_tiles(
         options, tiles, lambda o: plan(bundle, o, images=headers, budget_bytes=limit, device=device, again=again),
-        any_number=family.free_tiles,
+        any_number=family.free_tiles or look.chooses,
     )  # fmt: skip
     check_fits(fitted.plan, remark=remark.format(family=family.name))
     return fitted

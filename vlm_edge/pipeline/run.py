@@ -23,7 +23,15 @@ from vlm_edge.pipeline.embedded import EMBEDDED as EMBEDDED
 from vlm_edge.pipeline.embedded import NANO as NANO
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder, open_saliency
 from vlm_edge.pipeline.options import CNN, AskOptions, Look
-from vlm_edge.pipeline.planning import ImageInput, check_fits, image_layouts, plan, reduced_px, source_header
+from vlm_edge.pipeline.planning import (
+    ImageInput,
+    check_fits,
+    image_layouts,
+    least_layouts,
+    open_picture,
+    plan,
+    source_header,
+)
 from vlm_edge.pipeline.preflight import choose_device, find_bundle
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
@@ -126,7 +134,7 @@ class Pipeline:
         with timed(timings, "preprocess"):
             max_pixels = options.max_pixels or limits.max_pixels
             headers = tuple(source_header(each, max_pixels) for each in images)
-            layouts = image_layouts(self.bundle, headers, look)
+            image_layouts(self.bundle, headers, look)
             planned = plan(
                 self.bundle,
                 options,
@@ -135,8 +143,9 @@ class Pipeline:
                 device=self.device,
                 again=self._answered,
             )
-        tokens = self._prompt.tokens(question, layouts)
-        self._check_length(self._least_length(tokens, layouts, look), new_tokens)
+        least = least_layouts(self.bundle, headers, look)
+        tokens = self._prompt.tokens(question, least)
+        self._check_length(self._least_length(tokens, least, look), new_tokens)
         hints = self._hints(look, question, timings)
         about = f"{look!r}{question if hints.words is not None else ''}"
         seen, keys = [], []
@@ -144,6 +153,8 @@ class Pipeline:
             shown, key = self._see(each, header, look, planned, max_pixels, timings, hints=hints, about=about)
             seen.append(shown)
             keys.append(key)
+        if look.chooses and not self._family.free_tiles:
+            tokens = self._prompt.tokens(question, [shown.layout for shown in seen])
         with timed(timings, "prefill"):
             logits, prompt_length = self._prefill(tokens, seen, keys, new_tokens)
         self._answered = True
@@ -211,7 +222,7 @@ class Pipeline:
         """What images, question and answer take of the context at least, as far as the images' headers tell."""
         limits, look = self.bundle.manifest.limits, self._look(images, options)
         headers = [source_header(each, options.max_pixels or limits.max_pixels) for each in images]
-        layouts = image_layouts(self.bundle, headers, look)
+        layouts = least_layouts(self.bundle, headers, look)
         least = self._least_length(self._prompt.tokens(question, layouts), layouts, look)
         return least + (options.max_new_tokens or self.bundle.manifest.defaults.max_new_tokens)
 
@@ -240,11 +251,7 @@ class Pipeline:
         if known is None:
             check_fits(planned)
             with timed(timings, "preprocess"):
-                least = reduced_px(self.bundle, look)
-                if least is None:
-                    pixels = sources.load_image(image, max_pixels=max_pixels).pixels
-                else:
-                    pixels = sources.load_reduced(image, at_least_px=least, max_pixels=max_pixels)
+                pixels = open_picture(self.bundle, image, header, look, max_pixels)
             known = see(
                 pixels, source_px=(header.width, header.height), look=look, prompt=self._prompt, encoder=self._encoder,
                 timings_ms=timings, free_tiles=self._family.free_tiles, join_rows=self._join_rows, hints=hints,
@@ -280,7 +287,7 @@ class Pipeline:
         text = [token for token in tokens if token != image_id]
         rows = iter(self._prompt.text.embed(text))
         runs = (
-            _Piece(f"{key}/{number}", run, shown.layout)
+            _Piece(f"{key}/{number}", run, shown.layout.of_run(number))
             for shown, key in zip(seen, keys, strict=True)
             for number, run in enumerate(shown.runs)
         )

@@ -14,22 +14,20 @@ from numpy.typing import NDArray
 
 from vlm_edge.core import host
 from vlm_edge.core.contracts import EncoderRunner, Floats, PromptBuilder, SaliencyRunner, ViewMaker
-from vlm_edge.core.geometry import ImageLayout, TokenGeometry
+from vlm_edge.core.geometry import ImageLayout, Size
 from vlm_edge.core.image_inputs import ImageInputs
-from vlm_edge.errors import BadInput, DamagedBundle
-from vlm_edge.pipeline.options import CNN, Box, Look
+from vlm_edge.errors import DamagedBundle
+from vlm_edge.pipeline.options import Box, Look
+from vlm_edge.pipeline.tile_choice import NOVELTY, choose_cells, choose_tiles
+from vlm_edge.tokens.budget import reduce_image
 from vlm_edge.tokens.positions import TokenSet, row_order
-from vlm_edge.tokens.reduce import reduce_tokens
 from vlm_edge.tokens.relevance import text_relevance
 from vlm_edge.vision import preprocess, saliency, tiling
 from vlm_edge.vision.grounding import Frames
+from vlm_edge.vision.raster import Picture, crops, size_of
 from vlm_edge.vision.tiling import Tile
 
-CELLS_PER_TILE = 16
-MOST_CELLS = 1 << 20
-"""An image with more cells than this gets larger ones: placing tiles takes about 100 bytes a cell."""
 CACHED_IMAGES = 4
-NOVELTY = "novelty"
 ASKS_THE_QUESTION = frozenset({"cdpruner"})
 """Reductions that choose by the question, so that what they leave of an image serves no other."""
 
@@ -131,58 +129,8 @@ def timed(timings_ms: MutableMapping[str, float], name: str) -> Iterator[None]:
         timings_ms[name] = timings_ms.get(name, 0.0) + 1000 * (time.perf_counter() - start)
 
 
-def choose_tiles(
-    pixels: NDArray[np.uint8],
-    geometry: TokenGeometry,
-    look: Look,
-    *,
-    network: SaliencyRunner | None = None,
-    whole: Floats | None = None,
-) -> tuple[Tile, ...]:
-    """The tiles that a Look gives an image; none where the global view already shows every pixel.
-
-    network: for saliency by `cnn`.  whole: the global view's tokens [P, D], for `novelty`.
-    Raises BadInput when a tile that the caller gave is larger than a view or reaches past the image, or the network's values
-    cannot be used.
-    """
-    height, width = pixels.shape[:2]
-    side = geometry.view_px
-    if look.tiles is not None:
-        return tuple(_given_tile(box, image_px=(width, height), side_px=side) for box in look.tiles)
-    if look.max_tiles == 0 or (width <= side and height <= side):
-        return ()
-    if look.tiling == "grid":
-        return tiling.grid_tiles(image_px=(width, height), tile_px=side, max_tiles=look.max_tiles)
-    cell = cell_px_for(width, height, side)
-    if look.saliency == CNN and network is not None:
-        found = saliency.cnn(pixels, network, cell_px=cell)
-    elif look.saliency == NOVELTY and whole is not None:
-        found = saliency.to_cells(saliency.novelty(whole, grid=geometry.grid), image_px=(width, height), cell_px=cell)
-    else:
-        found = saliency.detail_of_bands([pixels], cell_px=cell)
-    return tiling.salient_tiles(found, image_px=(width, height), tile_px=side, cell_px=cell, max_tiles=look.max_tiles)
-
-
-def cell_px_for(width: int, height: int, side_px: int) -> int:
-    """A part of the tile's side, so small that CELLS_PER_TILE make one, unless that came to more than MOST_CELLS."""
-    cell = side_px // CELLS_PER_TILE
-    while -(-width // cell) * -(-height // cell) > MOST_CELLS and side_px % (2 * cell) == 0:
-        cell *= 2
-    return cell
-
-
-def _given_tile(box: Box, *, image_px: tuple[int, int], side_px: int) -> Tile:
-    x0, y0, x1, y1 = box
-    if x1 - x0 > side_px or y1 - y0 > side_px:
-        raise BadInput(f"tile {box} is larger than this bundle's views", remedy=f"use {side_px} x {side_px} px at most")
-    if x1 > image_px[0] or y1 > image_px[1]:
-        size = f"{image_px[0]} x {image_px[1]} px"
-        raise BadInput(f"tile {box} reaches past the image ({size})", remedy="give boxes in pixels of that image")
-    return Tile(x0, y0, x1, y1, 0.0)
-
-
 def see(
-    pixels: NDArray[np.uint8],
+    pixels: Picture,
     *,
     source_px: tuple[int, int],
     look: Look,
@@ -195,51 +143,84 @@ def see(
 ) -> Seen:
     """Cut, encode and reduce one image.
 
-    pixels: RGB uint8 [H, W, 3].  source_px: width and height of the source, larger than `pixels` where it was decoded at a
-    reduced scale (then without tiles).  free_tiles: whether the Look's tiles lie anywhere, or are those of the family.
+    pixels: RGB uint8 [H, W, 3], or a raster.  source_px: width and height of the source, larger than `pixels` where it was decoded
+    at a reduced scale (then without tiles).  free_tiles: whether the Look's tiles lie anywhere, or are those of the family.
     """
-    geometry, hints, whole = prompt.views.geometry, hints or Hints(), None
-    if free_tiles and look.saliency == NOVELTY and max(pixels.shape[:2]) > geometry.view_px:
-        with timed(timings_ms, "preprocess"):
-            first = tiled(pixels, (), prompt.views)
-        with timed(timings_ms, "vision"):
-            whole = encoder.encode(_graph_inputs(first, encoder))
-    with timed(timings_ms, "saliency"):
-        tiles: tuple[Tile, ...] = ()
-        if free_tiles:
-            tokens = None if whole is None else whole[0]
-            tiles = choose_tiles(pixels, geometry, look, network=hints.network, whole=tokens)
+    geometry, hints = prompt.views.geometry, hints or Hints()
+    layout, tiles, whole = _chosen(pixels, look, prompt, encoder, timings_ms, hints, free_tiles=free_tiles)
     with timed(timings_ms, "preprocess"):
-        shown = tiled(pixels, tiles, prompt.views) if tiles else prompt.views.prepare(pixels, whole=look.whole)
+        if free_tiles and tiles:
+            shown = tiled(pixels, tiles, prompt.views)
+        elif layout is not None:
+            shown = prompt.views.prepare(pixels, layout=layout)
+        else:
+            shown = prompt.views.prepare(pixels, whole=look.whole)
         host.release_heap()
     layout = shown.layout
     with timed(timings_ms, "vision"):
-        features = _encoded(shown, encoder, whole if tiles else None)
+        features = _encoded(shown, encoder, whole if free_tiles and tiles else None)
     with timed(timings_ms, "reduce"):
         grid = geometry.grid
         if features.ndim == 2:  # packed patches: one view, in the image's own proportions
-            features, grid = features[None], layout.token_grid
+            features, grid = features[None], (1, len(features)) if layout.cells else layout.token_grid
         if features.shape[:2] != (layout.views, grid[0] * grid[1]):
             raise DamagedBundle(
                 f"the vision graph gives {' x '.join(map(str, features.shape[:2]))} tokens for {layout.views} views of "
                 f"{grid[0]} x {grid[1]}",
                 remedy="export the vision encoder again with this version",
             )
-        views = reduce_tokens(
+        views = reduce_image(
             look.reduce, features, grid=grid, threshold=look.threshold, keep=look.keep, seed=look.seed,
             scores=_token_scores(look.reduce, features, grid, hints.words),
         )  # fmt: skip
-        runs = prompt.runs(prompt_views(views, tiles, grid, join_rows=join_rows), layout)
+        joined = prompt_views(views, tiles, grid, join_rows=join_rows and free_tiles)
+        members = tuple(view.members for view in views)
+        runs = prompt.runs(joined, layout) if look.reduce == "none" else prompt.reduced_runs(joined, layout, members)
+        removed = sum(len(view.members) - len(view) for view in views)
+        if layout.token_grid != (0, 0):  # with newlines and without padding, which no view has by itself
+            removed = layout.visual_tokens - sum(map(len, runs))
     return Seen(
         *source_px,
         tiles=tiles or own_tiles(shown.boxes, layout),
         layout=layout,
         runs=tuple(runs),
-        members=tuple(view.members for view in views),
+        members=members,
         boxes=tuple(shown.boxes),
-        removed=sum(len(view.members) - len(view) for view in views),
-        frame=_shares(shown.frame or max(shown.boxes, key=_area), pixels),
+        removed=removed,
+        frame=_shares(shown.frame or max(shown.boxes, key=_area), size_of(pixels)),
     )
+
+
+def _chosen(
+    pixels: Picture,
+    look: Look,
+    prompt: PromptBuilder,
+    encoder: EncoderRunner,
+    timings_ms: MutableMapping[str, float],
+    hints: Hints,
+    *,
+    free_tiles: bool,
+) -> tuple[ImageLayout | None, tuple[Tile, ...], Floats | None]:
+    """Layout of a family's chosen tiles (else None), the tiles, and features of the whole view where they were needed."""
+    geometry, image_px, whole = prompt.views.geometry, size_of(pixels), None
+    if not free_tiles and not look.chooses:
+        return None, (), None
+    overview = None if free_tiles else geometry.overview(image_px)
+    if look.saliency == NOVELTY and (max(image_px) > geometry.view_px if free_tiles else geometry.scales(image_px)):
+        with timed(timings_ms, "preprocess"):
+            first = tiled(pixels, (), prompt.views) if free_tiles else prompt.views.prepare(pixels, layout=overview)
+        with timed(timings_ms, "vision"):
+            whole = encoder.encode(_graph_inputs(first, encoder))
+    with timed(timings_ms, "saliency"):
+        tokens = None if whole is None else whole.reshape(-1, whole.shape[-1])
+        if free_tiles:
+            return None, choose_tiles(pixels, geometry, look, network=hints.network, whole=tokens), whole
+        packed = overview is not None and overview.grid_thw is not None
+        layout, tiles = choose_cells(
+            pixels, geometry, look, network=hints.network, whole=tokens,
+            whole_grid=overview.token_grid if packed and overview is not None else None,
+        )  # fmt: skip
+        return layout, tiles, whole
 
 
 def _encoded(shown: ImageInputs, encoder: EncoderRunner, whole: Floats | None) -> Floats:
@@ -264,20 +245,21 @@ def _area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _shares(box: Sequence[float], pixels: NDArray[np.uint8]) -> tuple[float, float, float, float]:
+def _shares(box: Sequence[float], size: Size) -> tuple[float, float, float, float]:
     """Of the decoded image, which may be smaller than its source."""
-    height, width = pixels.shape[:2]
+    width, height = size
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def tiled(pixels: NDArray[np.uint8], tiles: Sequence[Tile], maker: ViewMaker) -> ImageInputs:
+def tiled(pixels: Picture, tiles: Sequence[Tile], maker: ViewMaker) -> ImageInputs:
     """The whole image and tiles of it at full resolution, one view after another."""
     geometry = maker.geometry
-    side, count = geometry.view_px, 1 + len(tiles)
-    views = [preprocess.global_view(pixels, side), *(preprocess.crop(pixels, tile, side) for tile in tiles)]
-    boxes = ((0, 0, pixels.shape[1], pixels.shape[0]), *(tile.box for tile in tiles))
+    side, count, image_px = geometry.view_px, 1 + len(tiles), size_of(pixels)
+    parts = crops(pixels, [tile.box for tile in tiles])
+    views = [preprocess.global_view(pixels, side), *(preprocess.filled(part, side) for part in parts)]
+    boxes = ((0, 0, *image_px), *(tile.box for tile in tiles))
     layout = replace(
-        geometry.layout((pixels.shape[1], pixels.shape[0])),
+        geometry.layout(image_px),
         views=count,
         visual_tokens=count * geometry.tokens_per_view,
         marker_tokens=count * geometry.separator_tokens,

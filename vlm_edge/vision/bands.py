@@ -62,10 +62,31 @@ def open_bands(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Bands
     if isinstance(source, np.ndarray | Image.Image):
         return _whole(source, max_pixels)
     with opened(source, max_pixels) as (image, _):
-        reader = _READERS.get(image.format or "")
-        rows = reader(image, source) if reader is not None and _is_upright(image) else None
+        parts = _parts(image, source)
         width, height = image.size
-    return _whole(source, max_pixels) if rows is None else Bands(width, height, True, rows)
+    return _whole(source, max_pixels) if parts is None else Bands(width, height, True, parts.bands)
+
+
+def band_px(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> int:
+    """Pixels of the largest band that open_bands decodes at a time, by the header alone; 0 where it decodes all of an image."""
+    if isinstance(source, np.ndarray | Image.Image):
+        return 0
+    with opened(source, max_pixels) as (image, _):
+        parts = _parts(image, source)
+        return 0 if parts is None else min(parts.rows, image.height) * image.width
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Rows in a band, and the bands."""
+
+    rows: int
+    bands: Iterator[Rgb]
+
+
+def _parts(image: Image.Image, source: Source) -> _Parts | None:
+    reader = _READERS.get(image.format or "")
+    return reader(image, source) if reader is not None and _is_upright(image) else None
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -81,7 +102,7 @@ def _whole(source: Source, max_pixels: int) -> Bands:
     return Bands(pixels.shape[1], pixels.shape[0], False, bands)
 
 
-def _png(image: Image.Image, source: Source) -> Iterator[Rgb] | None:
+def _png(image: Image.Image, source: Source) -> _Parts | None:
     """Rows are inflated as they come; each band goes to Pillow behind the row above it, which its filters may refer to."""
     if getattr(image, "is_animated", False):
         return None
@@ -103,7 +124,7 @@ def _png(image: Image.Image, source: Source) -> Iterator[Rgb] | None:
             depth, colour, _, _, interlaced = head
             if depth != 8 or interlaced or colour not in _CHANNELS:
                 return None
-    return _png_rows(source, image.size, head, kept)
+    return _Parts(max(1, BAND_PX // image.width), _png_rows(source, image.size, head, kept))
 
 
 def _png_rows(source: Source, size: tuple[int, int], head: bytes, kept: bytes) -> Iterator[Rgb]:
@@ -157,13 +178,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _ppm(image: Image.Image, source: Source) -> Iterator[Rgb] | None:
+def _ppm(image: Image.Image, source: Source) -> _Parts | None:
     """Samples as they are, from an offset on."""
     tile: Any = cast("ImageFile", image).tile[0]
     arguments = tile[3] if isinstance(tile[3], str) else tile[3][0]
     if tile[0] != "raw" or image.mode not in ("L", "RGB") or arguments != image.mode:
         return None
-    return _ppm_rows(source, image.size, int(tile[2]), 3 if image.mode == "RGB" else 1)
+    rows = _ppm_rows(source, image.size, int(tile[2]), 3 if image.mode == "RGB" else 1)
+    return _Parts(max(1, BAND_PX // image.width), rows)
 
 
 def _ppm_rows(source: Source, size: tuple[int, int], offset: int, channels: int) -> Iterator[Rgb]:
@@ -177,7 +199,7 @@ def _ppm_rows(source: Source, size: tuple[int, int], offset: int, channels: int)
             yield np.ascontiguousarray(np.broadcast_to(samples, (rows, width, 3)))
 
 
-def _tiff(image: Image.Image, source: Source) -> Iterator[Rgb] | None:
+def _tiff(image: Image.Image, source: Source) -> _Parts | None:
     """Each strip or tile becomes a TIFF of one strip."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return None
@@ -191,9 +213,8 @@ def _tiff(image: Image.Image, source: Source) -> Iterator[Rgb] | None:
     if odd or down == 1 or size[0] * size[1] > _PART_PX or not len(offsets) == len(counts) == across * down:
         return None
     kept = {tag: (tags.tagtype[tag], tags[tag]) for tag in _COPIED if tag in tags}
-    return _tiff_rows(
-        source, image.size, size, list(zip(offsets, counts, strict=True)), tags.prefix, kept, padded=tiled
-    )
+    places = list(zip(offsets, counts, strict=True))
+    return _Parts(size[1], _tiff_rows(source, image.size, size, places, tags.prefix, kept, padded=tiled))
 
 
 def _tiff_rows(
@@ -253,6 +274,6 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
     return data
 
 
-_READERS: Mapping[str, Callable[[Image.Image, Source], Iterator[Rgb] | None]] = MappingProxyType(
+_READERS: Mapping[str, Callable[[Image.Image, Source], _Parts | None]] = MappingProxyType(
     {"PNG": _png, "PPM": _ppm, "TIFF": _tiff}
 )

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlm_edge.core.contracts import SaliencyRunner
 from vlm_edge.errors import BadInput
+from vlm_edge.vision.raster import Picture, bands_of, size_of
 
 STRIP_PX = 1 << 19
 """Pixels of an image that are worked on together, at about 16 B each; at least one row of cells."""
@@ -64,26 +65,28 @@ def lost_variation(gray: NDArray[np.uint8], *, cell_px: int) -> NDArray[np.float
     return np.concatenate([_lost(strip, below, cell_px) for strip, below in _strips([gray], cell_px)])
 
 
-def cnn(pixels: Rgb, runner: SaliencyRunner, *, cell_px: int) -> NDArray[np.float32]:
+def cnn(picture: Picture, runner: SaliencyRunner, *, cell_px: int) -> NDArray[np.float32]:
     """What a network makes of an image, brought to cells of cell_px.
 
-    pixels: uint8 [H, W, 3].  Returns float32 [ceil(H / cell_px), ceil(W / cell_px)].  The network is shown one block of BLOCK_PX
-    after another with HALO_PX around it, so that memory does not grow with the image; over the image's edges its last row
-    and column of pixels are repeated.
+    picture: uint8 [H, W, 3], or a raster, of which no more than a row of blocks is held.
+    Returns float32 [ceil(H / cell_px), ceil(W / cell_px)].  The network is shown one block of BLOCK_PX after another with HALO_PX
+    around it, so that memory does not grow with the image; over the image's edges its last row and column of pixels are repeated.
     Raises BadInput when its values are negative, not finite, or not one for each stride_px.
     """
     stride = runner.stride_px
-    height, width = pixels.shape[:2]
+    width, height = size_of(picture)
     rows, cols = -(-height // stride), -(-width // stride)
     halo = -(-HALO_PX // stride)
     high, wide = (_even_parts(cells, max(1, BLOCK_PX // stride)) for cells in (rows, cols))
     wanted = (1, high + 2 * halo, wide + 2 * halo)
     out = np.empty((rows, cols), np.float32)
+    image = _RowWindow(bands_of(picture))
     for top in range(0, rows, high):
+        ys = _clipped(top - halo, wanted[1], stride, height)
+        strip = image.rows(int(ys[0]), int(ys[-1]) + 1)
         for left in range(0, cols, wide):
-            ys = _clipped(top - halo, wanted[1], stride, height)
             xs = _clipped(left - halo, wanted[2], stride, width)
-            block = pixels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1][ys - ys[0]][:, xs - xs[0]]
+            block = strip[:, xs[0] : xs[-1] + 1][ys - ys[0]][:, xs - xs[0]]
             shown = np.ascontiguousarray(block.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
             found = runner.run(shown)
             if found.shape != wanted or not np.isfinite(found).all() or found.min() < 0:
@@ -96,9 +99,30 @@ def cnn(pixels: Rgb, runner: SaliencyRunner, *, cell_px: int) -> NDArray[np.floa
     return to_cells(out, image_px=(width, height), cell_px=cell_px)
 
 
-def cnn_bytes(model_bytes: int) -> int:
-    """Bound on what `cnn` takes beside the image, for a light network of that size: a planner's figure."""
-    return 2 * model_bytes + BLOCK_BYTES_PER_PX * (BLOCK_PX + 2 * HALO_PX) ** 2
+def cnn_bytes(model_bytes: int, *, width_px: int = 0) -> int:
+    """Bound on what `cnn` takes beside the image, for a light network of that size: a planner's figure.
+
+    width_px: of an image that is read by parts, of which two rows of blocks are held while they are joined.
+    """
+    side = BLOCK_PX + 2 * HALO_PX
+    return 2 * model_bytes + BLOCK_BYTES_PER_PX * side**2 + 2 * 3 * side * width_px
+
+
+class _RowWindow:
+    """Rows of an image that comes in bands, asked for from top to bottom."""
+
+    def __init__(self, bands: Iterator[Rgb]) -> None:
+        self._bands, self._held, self._top = bands, np.empty((0, 0, 3), np.uint8), 0
+
+    def rows(self, begin: int, end: int) -> Rgb:
+        """Rows begin..end; those above `begin` are forgotten."""
+        parts, have = [self._held[begin - self._top :]], self._top + len(self._held)
+        while have < end:
+            parts.append(next(self._bands))
+            have += len(parts[-1])
+        parts = [part for part in parts if len(part)]
+        self._held, self._top = parts[0] if len(parts) == 1 else np.concatenate(parts), begin
+        return self._held[: end - begin]
 
 
 def novelty(features: NDArray[np.float32], *, grid: tuple[int, int]) -> NDArray[np.float32]:

@@ -54,7 +54,8 @@ _pipes_read: WeakKeyDictionary[Any, io.BytesIO] = WeakKeyDictionary()  # read on
 class ImageHeader:
     """What a file says of itself, unproven: width and height in px after EXIF orientation, Pillow's format and mode.
 
-    progressive: a JPEG whose decoder holds all coefficients at once.
+    progressive: a JPEG whose decoder holds all coefficients at once.  band_px: pixels that are decoded at a time of an image that
+    is to be read by parts (see bands.band_px); 0 for one that is read whole.
     """
 
     width: int
@@ -62,6 +63,7 @@ class ImageHeader:
     format: str
     mode: str
     progressive: bool = False
+    band_px: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Box = tuple[int, int, int, int]
 CUT_WEIGHT = 30.0
 LEAST_CUT_WEIGHT = 0.1
 CENTER_BONUS = 0.002
@@ -27,6 +28,15 @@ class Tile:
     def box(self) -> tuple[int, int, int, int]:
         """(x0, y0, x1, y1) in source pixels."""
         return self.x0, self.y0, self.x1, self.y1
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Tiles of a grid by their numbers, what each holds, and the share of all saliency that they hold together."""
+
+    numbers: tuple[int, ...]
+    scores: tuple[float, ...]
+    share: float
 
 
 def salient_tiles(
@@ -75,6 +85,32 @@ def salient_tiles(
         ]
         energy[chosen.row : chosen.row + span, chosen.col : chosen.col + span * len(gains)] = 0
     return reading_order(tiles)
+
+
+def salient_cells(
+    saliency: NDArray[np.float32],
+    boxes: Sequence[Box],
+    *,
+    cell_px: int,
+    max_tiles: int,
+    power: float = 2.0,
+    min_share: float = 0.01,
+) -> Chosen:
+    """Which of a grid's tiles to show: the up to `max_tiles` that hold most saliency, less those with next to none.
+
+    saliency: float32 [rows, cols], one value per cell_px x cell_px cell, raised to `power` as in salient_tiles.  boxes: of the
+    tiles in source pixels; a cell belongs to the tile that its middle lies in.
+    A tile that has less than `min_share` of the first one's is left out.
+    """
+    energy = saliency.astype(np.float64) ** power
+    held = np.zeros(len(boxes))
+    for i, box in enumerate(boxes):
+        x0, y0, x1, y1 = (-(-(2 * edge - cell_px) // (2 * cell_px)) for edge in box)
+        held[i] = energy[max(0, y0) : y1, max(0, x0) : x1].sum()
+    order = np.argsort(-held, kind="stable")[:max_tiles]
+    chosen = tuple(sorted(int(i) for i in order if held[i] > min_share * held.max(initial=0.0)))
+    total = float(held.sum())
+    return Chosen(chosen, tuple(float(held[i]) for i in chosen), sum(held[i] for i in chosen) / total if total else 1.0)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,51 @@ def test_the_whole_image_alone_ends_in_one_newline(made: Runnable) -> None:
     assert len(run) == layout.visual_tokens
 
 
+def test_a_reduction_that_keeps_everything_changes_nothing(made: Runnable) -> None:
+    for size in SIZES:
+        layout = made.bundle.manifest.model.geometry.layout(size)
+        views = list(np.random.default_rng(0).normal(size=(layout.views, 16, 60)).astype(np.float32))
+        prompt = LlavaNextPrompt(made.bundle)
+        if layout.views == 1 or layout.token_grid[0] * layout.token_grid[1] == 0:
+            continue
+        (expected,) = prompt.runs(views, layout)
+        (run,) = prompt.reduced_runs(views, layout, [np.arange(16, dtype=np.int32)] * len(views))
+        np.testing.assert_array_equal(run, expected)
+
+
+@pytest.mark.parametrize("size", [(90, 61), (61, 90), (300, 20), (56, 28)], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_reduced_tiles_stay_in_rows(made: Runnable, size: tuple[int, int], seed: int) -> None:
+    """By a loop over places: a token comes where it is met first, a newline behind each row in which one came."""
+    rng = np.random.default_rng(seed)
+    geometry = made.bundle.manifest.model.geometry
+    layout = geometry.layout(size)
+    views, members = [], []
+    for _ in range(layout.views):
+        owners = rng.integers(-1, 6, 16)
+        _, named = np.unique(owners[owners >= 0], return_inverse=True)
+        owners[owners >= 0] = named
+        members.append(owners.astype(np.int32))
+        views.append(rng.normal(size=(int(owners.max()) + 1, 60)).astype(np.float32))
+    newline = made.model.model.image_newline.detach().numpy()
+    high, wide = layout.token_grid
+    top, left = (layout.rows * 4 - high) // 2, (layout.cols * 4 - wide) // 2
+    expected, come = list(views[0]), set()
+    for y in range(layout.rows * 4):
+        row = []
+        for tile in range(layout.cols):
+            for x in range(4 * tile, 4 * tile + 4):
+                view = 1 + y // 4 * layout.cols + tile
+                token = members[view][y % 4 * 4 + x % 4]
+                inside = top <= y < top + high and left <= x < left + wide
+                if token >= 0 and inside and (view, token) not in come:
+                    come.add((view, token))
+                    row.append(views[view][token])
+        expected += [*row, newline] if row else []
+    (run,) = LlavaNextPrompt(made.bundle).reduced_runs(views, layout, members)
+    np.testing.assert_array_equal(run, np.stack(expected))
+
+
 def test_export_keeps_the_newline(made: Runnable) -> None:
     kept = [artifact for artifact in made.bundle.manifest.artifacts if artifact.role == "vision.newline"]
     assert [(artifact.path, artifact.target, artifact.dtype) for artifact in kept] == [

@@ -145,7 +145,7 @@ def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_FATAL_ONLY
-    # A pattern is one block beside what the first run left in the arena, so the second run of a shape would hold more than the first.
+    # A pattern is a block beside what the first run left in the arena: the second run of a shape would hold more than the first.
     options.enable_mem_pattern = False
     if _shared_arenas:
         options.add_session_config_entry("session.use_env_allocators", "1")

@@ -10,7 +10,8 @@ import numpy as np
 from vlm_edge.core.geometry import ImageLayout, SplitGeometry
 from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.models.idefics3.settings import ImageSettings, settings_from
-from vlm_edge.vision.resize import Rgb, cut, require_rgb, resized, source_box, tile_boxes
+from vlm_edge.vision.raster import Picture
+from vlm_edge.vision.resize import cell_boxes, cut, require_rgb, resized, source_box
 
 __all__ = ["ImageSettings", "prepare", "settings_from"]
 
@@ -19,19 +20,20 @@ AROUND = "<fake_token_around_image>"
 WHOLE = "<global-img>"
 
 
-def prepare(image: Rgb, settings: ImageSettings) -> ImageInputs:
+def prepare(image: Picture, settings: ImageSettings, layout: ImageLayout | None = None) -> ImageInputs:
     """uint8 [H, W, 3] -> pixel_values float32 [V, 3, S, S], tiles row by row, then the whole; raises BadImage.
 
     pixel_attention_mask bool [V, S, S] is all true: these views have no padding.
+    layout: another one than the family's own, by settings.geometry.subset.
     """
     image_px = require_rgb(image)
     geometry = settings.geometry
-    layout = geometry.layout(image_px)
+    layout = layout or geometry.layout(image_px)
     # Two resizes, with 8 bits in between, are what the models were trained on.
     canvas = resized(
         resized(image, geometry.resized_px(image_px), settings.resample), layout.canvas_px, settings.resample
     )
-    tiles = tile_boxes(layout.canvas_px, geometry.view_px) if layout.views > 1 else ()
+    tiles = cell_boxes(layout, geometry.view_px)
     whole = resized(canvas, (geometry.view_px, geometry.view_px), settings.resample)
     views = [*(cut(canvas, tile) for tile in tiles), whole]
     boxes = (*(source_box(tile, layout.content, image_px) for tile in tiles), (0, 0, *image_px))
@@ -45,10 +47,11 @@ def prepare(image: Rgb, settings: ImageSettings) -> ImageInputs:
 def marker_texts(layout: ImageLayout) -> tuple[str, ...]:
     """Text before each view, and after the last: views + 1 pieces."""
     pieces: list[str] = []
-    for row in range(layout.rows):
-        for col in range(layout.cols):
-            row_end = "\n" if row and not col else ""
-            pieces.append(f"{row_end}{AROUND}<row_{row + 1}_col_{col + 1}>")
+    before = None
+    for row, col in layout.shown_cells:
+        row_end = "\n" if before not in (None, row) else ""
+        pieces.append(f"{row_end}{AROUND}<row_{row + 1}_col_{col + 1}>")
+        before = row
     blank_line = "\n\n" if pieces else ""
     return (*pieces, f"{blank_line}{AROUND}{WHOLE}", AROUND)
 

@@ -20,6 +20,7 @@ FAMILY = VlmFamily(
     prompt=_prompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
+    chosen_tiles=True,
     reducible=True,
     dialects=(TAGS, BRACKETS),
 )

@@ -20,5 +20,6 @@ FAMILY = VlmFamily(
     prompt=_prompt,
     merge_sites=frozenset({"after_projector"}),
     model_types=MODEL_TYPES,
+    chosen_tiles=True,
     dialects=(TAGS, PAIRS),
 )
