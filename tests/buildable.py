@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests import exportable, quantizable
@@ -39,9 +40,13 @@ def recipe(folder: Path, **parts: Any) -> Recipe:
     return load_recipe(write_recipe(folder, **parts))
 
 
-def save(folder: Path) -> tuple[Path, Path]:
-    """A checkpoint and its calibration data."""
-    quantizable.save_vlm("llava", folder / "tiny-llava")
+def save(folder: Path, *, outliers: bool = True) -> tuple[Path, Path]:
+    """A checkpoint and its calibration data; no layer of it has as many outputs as the vocabulary has words."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not outliers:
+            patch.setattr(quantizable.text_models, "with_outliers", lambda model: model)
+        patch.setattr(quantizable, "TEXT", {**quantizable.TEXT, "vocab_size": 104})
+        quantizable.save_vlm("llava", folder / "tiny-llava")
     return folder / "tiny-llava", quantizable.write_data(folder / "data", 4)
 
 

@@ -142,15 +142,16 @@ def test_only_what_depends_on_a_change_is_done_again(
     assert verify_bundle(copy, threads=1).ok
 
 
-def test_changed_weights_are_exported_again(
-    copy: Path, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touched = Path(shutil.copytree(model[0], tmp_path / "tiny-llava"))
-    asked = []
-    monkeypatch.setattr(build_steps, "export_model", lambda *a, **_: asked.append(a) or pytest.skip.Exception)
-    with pytest.raises(AttributeError):  # what stands for the export gives nothing back
-        build_model(touched, copy, buildable.recipe(tmp_path), buildable.options(model[1]))
-    assert asked
+def test_a_fine_tune_is_another_model(copy: Path, model: tuple[Path, Path], tmp_path: Path) -> None:
+    """Names and shapes agree, one weight does not; the bundle stays what it was."""
+    before = {path: content for path, (content, _) in buildable.files(copy).items()}
+    tuned = Path(shutil.copytree(model[0], tmp_path / "tiny-llava"))
+    weights = tuned / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BadInput, match="holds another model"):
+        build_model(tuned, copy, buildable.recipe(tmp_path), buildable.options(model[1], method="rtn"))
+    assert {path: content for path, (content, _) in buildable.files(copy).items()} == before
 
 
 def test_a_damaged_file_is_written_again(copy: Path, model: tuple[Path, Path], tmp_path: Path) -> None:
@@ -175,7 +176,8 @@ def test_a_bundle_that_does_not_open_is_begun_anew_by_force(
     assert verify_bundle(copy, threads=1).ok
 
 
-def test_a_recipe_with_a_cache_of_int8_has_its_scales_found(model: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_recipe_with_a_cache_of_int8_has_its_scales_found(tmp_path: Path) -> None:
+    model = buildable.save(tmp_path, outliers=False)
     recipe = buildable.recipe(tmp_path, packing={"kv_cache": "int8", "lm_head": "int8"})
     built = build_model(model[0], tmp_path / "out", recipe, buildable.options(model[1], method="rtn"))
     assert built.bundle.manifest.kv_cache("cpu") == "int8"
