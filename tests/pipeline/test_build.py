@@ -21,6 +21,7 @@ from tests import buildable, exportable
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.core.load import to_plain
+from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import build_steps
 from vlm_edge.pipeline.build import BuildProgress, Built, build_model
 from vlm_edge.pipeline.export import ExportOptions, export_model
