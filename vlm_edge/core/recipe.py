@@ -59,6 +59,7 @@ class Recipe:
     """view_tokens: text tokens before the global view and before each tile, where the model was trained with them.
 
     join_rows: tiles that abut side by side are read row by row across them, where the model was trained that way.
+    devices: profiles that the recipe is meant for, which it fits within its limits; for a recipe with a model.
     model: what a published model is made of; None where the recipe packs a checkpoint that is at hand.
     """
 
@@ -69,6 +70,7 @@ class Recipe:
     packing: Packing = field(default_factory=Packing)
     view_tokens: tuple[str, ...] = ()
     join_rows: bool = False
+    devices: tuple[str, ...] = field(default=(), metadata=OMIT_DEFAULT)
     model: Published | None = field(default=None, metadata=OMIT_DEFAULT)
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 

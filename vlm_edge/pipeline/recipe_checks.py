@@ -83,7 +83,17 @@ def _follow(recipe: Recipe) -> str:
     """Raise BadInput for the first thing that is wrong; returns the plan in a line, where the recipe has a model."""
     check_words(recipe)
     if recipe.model is None:
+        if recipe.devices:
+            raise BadInput("devices are checked by planning, and the recipe has no model", remedy="leave devices out")
         return "packs a checkpoint that is at hand"
-    report = report_on(of_recipe(recipe), PlanOptions(budget=_ENOUGH))
+    model = of_recipe(recipe)
+    report = report_on(model, PlanOptions(budget=_ENOUGH))
+    for device in recipe.devices:
+        plan = report_on(model, PlanOptions(device=device)).plan
+        if not plan.fits:
+            needed, usable = format_bytes(plan.peak_bytes), format_bytes(plan.budget_bytes)
+            raise BadInput(
+                f"it does not fit {device}: {needed} of {usable}", remedy="lower its limits, or leave that out"
+            )
     peak, visual = format_bytes(report.plan.peak_bytes), report.plan.visual_tokens
     return f"{peak} with {visual} visual tokens in a context of {report.request.context}"
