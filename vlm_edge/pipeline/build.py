@@ -6,11 +6,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlm_edge.core.bundle import Bundle, open_bundle
+from vlm_edge.core.bundle_writer import locked
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.pipeline.build_plan import PLAN, StepPlan, check_steps, step_plans
 from vlm_edge.pipeline.build_preflight import (
@@ -103,11 +104,14 @@ def build_model(
         record, todo = unfinished(job)
         planned = {step.name: step for step in step_plans(packed, recipe, job.effort)}
         check_steps([planned[step.name] for step in todo], limit)
+        too_much = any(step.peak_bytes > limit for step in planned.values())
+        job = replace(job, enforced=options.max_memory_bytes is not None or too_much)
         if any(not step.reads_bundle for step in todo):
             check_tools(job)
     results = [StepResult(PLAN, False, stage.record("", (), {"peak_bytes": report.plan.peak_bytes}))]
-    if options.force:
-        shutil.rmtree(out / WORK, ignore_errors=True)
+    if options.force and (out / WORK).exists():
+        with locked(out):
+            shutil.rmtree(out / WORK, ignore_errors=True)
     every = steps_of(recipe, job.effort)
     for number, step in enumerate(every, start=2):
         if step not in todo:

@@ -16,12 +16,14 @@ from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.core.device import load_profile
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit
+from vlm_edge.models.bundle_files import open_tokenizer
 from vlm_edge.models.subjects import subject_from
 from vlm_edge.pipeline.build_plan import Effort, check_steps, run_report, step_plans
 from vlm_edge.pipeline.build_record import RECORD, BuildRecord, read_record, still_there
 from vlm_edge.pipeline.build_steps import BuildOptions, Job, Step, as_recipe, existing, quantize_options, steps_of
 from vlm_edge.pipeline.export_llm import check_decoder, check_text
 from vlm_edge.pipeline.inputs import Planned, find_model, with_recipe
+from vlm_edge.pipeline.options import CNN
 from vlm_edge.pipeline.plan import Report
 from vlm_edge.pipeline.quantize import calibration_path, check_options, seqlen_of
 from vlm_edge.pipeline.recipe_checks import check_words
@@ -46,6 +48,8 @@ def check_asked(recipe: Recipe, options: BuildOptions) -> None:
         raise BadInput("no int8 decoder can be built", remedy="let the recipe say packing.llm: int4, fp16 or fp32")
     if packing.vision == "int8" and target != "cpu":
         raise BadInput(f"8-bit towers are for the CPU, not for {target}", remedy="let it say packing.vision: fp16")
+    if recipe.defaults.saliency == CNN:
+        raise BadInput("a checkpoint brings no network for --saliency cnn", remedy="let defaults.saliency be detail")
     check_options(quantize_options(recipe, options, options.max_memory_bytes))
 
 
@@ -72,8 +76,15 @@ def find_job(
                 f"the recipe {recipe.name} is for {recipe.family}, and {model} is of the family {family}",
                 remedy="name a recipe of that family; vlm-edge recipes list shows them",
             )
-        packed = with_recipe(Planned(subject_from(recipe.name, config), "config"), recipe)
-        effort = _effort(recipe, options, packed.subject.text.max_positions)
+        subject = subject_from(recipe.name, config)
+        positions = subject.text.max_positions
+        if recipe.limits.max_model_len > positions:
+            raise BadInput(
+                f"the recipe's limits.max_model_len is {recipe.limits.max_model_len}; the decoder has {positions} positions",
+                remedy=f"let it say {positions} or less",
+            )
+        packed = with_recipe(Planned(subject, "config"), recipe)
+        effort = _effort(recipe, options, positions)
         fit(packed, recipe, effort, options, limit_bytes)
         if not (out / RECORD).is_file():
             check_steps(step_plans(packed, recipe, effort), limit_bytes)
@@ -87,11 +98,21 @@ def find_job(
     if out.resolve() == root.resolve():
         raise BadInput(f"{out} is the checkpoint itself", remedy="name another folder for the bundle")
     source = of_checkpoint(checkpoint, origin)
+    _check_markers(recipe, root)
     effort = _effort(recipe, options, source.spec.text.max_positions)
     calibrates = recipe.packing.llm == "int4" and (options.method == "awq" or recipe.packing.kv_cache != "auto")
     path = calibration_path(quantize_options(recipe, options, None))
     samples = read_samples(path, limit=options.samples) if calibrates else ()
     return Job(source, out, recipe, options, replace(effort, samples=len(samples)), samples, limit_bytes, command)
+
+
+def _check_markers(recipe: Recipe, root: Path) -> None:
+    """Raise BadInput for tokens before views that the checkpoint's tokenizer does not have."""
+    if recipe.view_tokens:
+        tokenizer = open_tokenizer(root / "tokenizer.json")
+        for token in recipe.view_tokens:
+            if tokenizer.token_to_id(token) is None:
+                raise BadInput(f"the tokenizer has no token {token[:60]!r}", remedy="correct the recipe's view_tokens")
 
 
 def _effort(recipe: Recipe, options: BuildOptions, context: int) -> Effort:

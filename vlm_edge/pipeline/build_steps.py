@@ -66,7 +66,11 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """One build.  samples: calibration data, empty where none is needed.  limit_bytes: that a step may hold."""
+    """One build.
+
+    samples: calibration data, empty where none is needed.  limit_bytes: that a step may hold; enforced: that `quantize` is held to
+    it, since it was asked for or since it would hold more if it were let.
+    """
 
     source: Source
     out: Path
@@ -76,6 +80,17 @@ class Job:
     samples: tuple[Sample, ...]
     limit_bytes: int
     command: str
+    enforced: bool = False
+
+    @property
+    def model(self) -> str:
+        """MODEL for the steps: the folder, or the hub's id, whose commit is in the cache by now."""
+        return self.source.origin.get("model") or str(self.source.checkpoint.root)
+
+    @property
+    def revision(self) -> str:
+        """That commit; empty for a folder."""
+        return self.source.origin.get("revision", "")
 
 
 @dataclass(frozen=True)
@@ -160,11 +175,10 @@ def export_options(job: Job) -> ExportOptions:
 
 def _export(job: Job, say: Say) -> Done:
     options, llm = export_options(job), job.recipe.packing.llm
-    root = job.source.checkpoint.root
 
     def export(components: tuple[str, ...], dtype: str) -> Any:
-        made = replace(options, components=components, dtype=dtype)
-        return export_model(root, job.out, made, on_step=lambda text: say(text, None))
+        made = replace(options, components=components, dtype=dtype, revision=job.revision, offline=True)
+        return export_model(job.model, job.out, made, on_step=lambda text: say(text, None))
 
     done = [export(COMPONENTS, options.dtype)]
     if llm != "int4":
@@ -195,9 +209,10 @@ def _quantize(job: Job, say: Say) -> Done:
         ratio = "" if found.loss_ratio is None else f": loss {found.loss_ratio:.2f} of RTN's"
         say(f"layer {found.layer}/{found.layers}{ratio}", found.left_s)
 
-    asked = quantize_options(job.recipe, job.options, job.options.max_memory_bytes)
+    asked = quantize_options(job.recipe, job.options, job.limit_bytes if job.enforced else None)
+    asked = replace(asked, revision=job.revision, offline=True)
     done = quantize_model(
-        job.source.checkpoint.root, job.out, asked, on_progress=on_progress, on_note=lambda text: say(text, None),
+        job.model, job.out, asked, on_progress=on_progress, on_note=lambda text: say(text, None),
         command=job.command,
     )  # fmt: skip
     report = done.report
