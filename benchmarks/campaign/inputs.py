@@ -32,7 +32,7 @@ from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.core.recipe import load_recipe, recipe_names
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.core.shards import read_tensor
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import BadInput, VlmEdgeError
 from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.pipeline.batch_input import BatchInput
 from vlm_edge.pipeline.options import AskOptions
@@ -208,7 +208,9 @@ def recipes(folder: Path) -> forked.Attempt:
     def attempt(rng: random.Random) -> int:
         name = rng.choice(sorted(originals))
         (folder / name).write_bytes(mutants.lines(originals[name], rng, mutants.YAML_LINES))
-        check(str(folder / name))
+        found = check(str(folder / name))
+        if not found.ok:
+            raise BadInput(found.problem, remedy=found.fix)
         return REST_BYTES
 
     return attempt
@@ -261,8 +263,9 @@ def main() -> None:
         for kind, t in found.items()
     ]  # fmt: skip
     head = ("input", "mutated", "accepted", "refused", "faults", "slowest", "most memory")
+    part = "" if set(given.kind) == set(KINDS) else f": {', '.join(given.kind)}"
     report.write(
-        "Mutated inputs",
+        f"Mutated inputs{part}",
         head,
         rows,
         about="No traceback, no hang over ten seconds of processor time, no memory beyond the plan.",

@@ -72,7 +72,16 @@ def safetensors(data: bytes, rng: random.Random) -> bytes:
     """A header with other values, lengths or bytes, in front of data that may be cut."""
     (size,) = struct.unpack("<Q", data[:8])
     header, body = data[8 : 8 + size], data[8 + size :]
+    if rng.random() < 0.2:
+        return data[:8] + _reshaped(header, rng) + body
     header = plain(json.loads(header), rng) if rng.random() < 0.6 else text(header, rng)
     length = rng.choice((len(header),) * 6 + (0, 1, len(header) - 1, len(header) + 1, 1 << 31, (1 << 64) - 1))
     body = body[: rng.choice((len(body),) * 4 + (0, len(body) // 2, max(0, len(body) - 1)))]
     return struct.pack("<Q", max(0, length)) + header + body
+
+
+def _reshaped(header: bytes, rng: random.Random) -> bytes:
+    """Of the same length, and one that may well be right: other shapes of as many values, another type of as many bits."""
+    shape = rng.choice((b"[8,4]", b"[16,2]", b"[ 32]", b"[1,32]", b"[4,9]", b"[32 ]"))
+    changed = header.replace(b"[4, 8]", shape.ljust(6), rng.choice((1, 2, 4)))
+    return changed.replace(b'"F16"', rng.choice((b'"F16"', b'"I16"', b'"F32"', b'"F61"')), 1)

@@ -210,6 +210,17 @@ def test_children_and_theirs_are_counted_while_they_run() -> None:
     assert host.children_rss_bytes() < before + (40 << 20)
 
 
+def test_a_child_that_is_only_being_started_holds_nothing_of_its_own(machine: Callable[[Files], None]) -> None:
+    """Between vfork and exec it has this process's memory, which is not there twice."""
+
+    def status(peak: int, held: int) -> str:
+        return f"VmPeak:\t{peak} kB\nVmHWM:\t{held} kB\nVmRSS:\t{held} kB\nVmData:\t9 kB\n"
+
+    files = {"proc/self/task/1/children": "7 8", "proc/self/status": status(500, 100)}
+    machine(files | {"proc/7/status": status(500, 100), "proc/8/status": status(300, 40)})
+    assert host.children_rss_bytes() == 40 << 10
+
+
 def test_a_system_that_does_not_tell_what_is_held(machine: Callable[[Files], None]) -> None:
     machine({})
     assert host.rss_bytes() == host.data_bytes() == host.children_rss_bytes() == 0

@@ -137,8 +137,11 @@ def reset_peak_rss() -> bool:
 
 
 def children_rss_bytes() -> int:
-    """Resident memory of the processes that this one has started and that run now, and of theirs; 0 where none is told of."""
-    seen: set[str] = set()
+    """Resident memory of the processes that this one has started and that run now, and of theirs; 0 where none is told of.
+
+    One that is only just being started still is this process in another's name, down to its peak, and holds nothing of its own.
+    """
+    own, seen = _signature("self"), set[str]()
     total, left = 0, ["self"]
     while left:
         for listed in (_ROOT / "proc" / left.pop() / "task").glob("*/children"):
@@ -148,8 +151,15 @@ def children_rss_bytes() -> int:
                 continue
             seen |= found
             left += found
-            total += sum(_field(_ROOT / "proc" / child / "status", "VmRSS:", unit=1 << 10) or 0 for child in found)
+            started = (child for child in found if _signature(child) != own)
+            total += sum(_field(_ROOT / "proc" / child / "status", "VmRSS:", unit=1 << 10) or 0 for child in started)
     return total
+
+
+def _signature(process: str) -> tuple[int | None, ...]:
+    """What tells one address space from another, short of looking into it."""
+    status = _ROOT / "proc" / process / "status"
+    return tuple(_field(status, name) for name in ("VmPeak:", "VmHWM:", "VmData:"))
 
 
 def child_peak_bytes() -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_edge.core.recipe import Recipe
+from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import DoesNotFit
 from vlm_edge.memory.request import Subject
 from vlm_edge.memory.steps import TORCH_RUNTIME_BYTES
@@ -18,6 +19,7 @@ from vlm_edge.units import MIB, format_bytes
 PLAN, EXPORT, QUANTIZE, VERIFY, MEASURE = "plan", "export", "quantize", "verify", "measure"
 BUILDER_COPIES = 3
 """Of a float decoder, while onnxruntime-genai's builder makes a graph of it: torch's, the graph's and the file's. Not measured."""
+TEMPLATE_LAYERS = 2
 HELD_OUT_SHARE = 4
 SEARCH_TOKENS = 512
 _EVERYTHING = "100000GiB"
@@ -93,10 +95,17 @@ def _export(tower_bytes: int, subject: Subject, llm: str) -> StepPlan:
 
 def _quantize(subject: Subject, recipe: Recipe, effort: Effort) -> StepPlan:
     made = quantize_plan(subject, recipe, effort, effort.method)
-    plain = quantize_plan(subject, recipe, effort, "rtn").spilled
+    plain = max(quantize_plan(subject, recipe, effort, "rtn").spilled, _drawing(subject.text))
     smaller = [f"--method rtn needs {format_bytes(plain)}"] if plain < made.spilled else []
     smaller += ["a smaller --seqlen less"] if effort.method == "awq" else []
-    return StepPlan(QUANTIZE, made.resident, made.spilled, ", ".join(smaller))
+    drawn = _drawing(subject.text)
+    return StepPlan(QUANTIZE, max(made.resident, drawn), max(made.spilled, drawn), ", ".join(smaller))
+
+
+def _drawing(text: TextSpec) -> int:
+    """While the builder, a process beside this one, draws the graph from two layers' attention. A bound."""
+    attention = 2 * text.hidden * text.head_dim * (text.heads + text.kv_heads)
+    return 2 * TORCH_RUNTIME_BYTES + BUILDER_COPIES * TEMPLATE_LAYERS * attention * 4
 
 
 def quantize_plan(subject: Subject, recipe: Recipe, effort: Effort, method: str) -> MemoryPlan:
