@@ -15,6 +15,8 @@ JINJA = (
     "{{ raise_exception('no') }}", "{% include '/etc/passwd' %}", "{{ messages | tojson }}", "{{ undefined.thing }}",
     "\0", "{{", "{% raw %}", "{# ", "{{ 1/0 }}", "{{ '%s' % messages }}", "{{ [[]]*10**8 }}",
 )  # fmt: skip
+MOST_PLACES = 300
+"""Beyond which a value is odd enough, and perhaps as deep as Python can go."""
 YAML_LINES = (
     "&a [*a]", "- x", "? y", "!!python/object/apply:os.system ['true']", "key: [1, 2", "\t tab: 1", "name: name", "limits: {}",
     "<<: {max_tiles: 1}", "max_tiles: .inf", "max_model_len: 1e400", "? {a: b}", "%YAML 9.9", "---", "...", "a: b: c",
@@ -42,10 +44,11 @@ def plain(value: object, rng: random.Random) -> bytes:
     made = json.loads(json.dumps(value))
     for _ in range(rng.choice((1, 1, 2, 3))):
         spots = list(places(made))
-        if not spots:
+        if not spots or len(spots) > MOST_PLACES:
             break
         container, key = rng.choice(spots)
         rng.choice((odd_value, odd_value, odd_value, deep_value))(container, key, rng)
+        made = json.loads(json.dumps(made))  # so that no change reaches into the odd values themselves
     return json.dumps(made).encode()
 
 
