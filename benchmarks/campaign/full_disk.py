@@ -106,6 +106,12 @@ class Changes:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(given[0]))
 
 
+def differing(one: Any, other: Any) -> list[Any]:
+    """What two results differ in: paths of a bundle, rows of a batch."""
+    pairs = [set(each.items() if isinstance(each, dict) else each) for each in (one, other)]
+    return sorted({name for name, _ in pairs[0] ^ pairs[1]})
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """Work with room enough: what it took, and what came of it."""
@@ -135,7 +141,11 @@ def point(work: Work, kind: str, share: float, place: Path, whole: Undisturbed) 
         code, told, _ = ended(work, out)
         if code:
             return outcome, f"FAULT: {told}"
-        return outcome, "as undisturbed" if work.result(out) == whole.result else "FAULT: another result"
+        found = work.result(out)
+        return (
+            outcome,
+            "as undisturbed" if found == whole.result else f"FAULT: another result, {differing(found, whole.result)}",
+        )
     finally:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
