@@ -87,6 +87,22 @@ def test_every_shipped_recipe_passes(capsys: Captured) -> None:
         ("llava-1.5-7b", {"model": {"config": {"model_type": "llava"}}}, "config", ""),
         ("qwen2.5-vl-7b", {"defaults": {"tiling": "auto"}}, "--tiling auto is not offered", "--tiling grid"),
         ("qwen2.5-vl-7b", {"defaults": {"reduce": "threshold"}}, "--reduce threshold would break", "--reduce none"),
+        ("llava-1.5-7b", {"packing": {"lm_head": "fp8"}}, "packing.lm_head has no value 'fp8'", "fp16"),
+        (
+            "llava-1.5-7b",
+            {"packing": {"llm": "fp16", "kv_cache": "int8"}},
+            "packing.kv_cache is for decoders",
+            "leave it",
+        ),
+        ("llava-1.5-7b", {"devices": ["rtx-4061"]}, "there is no device", "rtx-4060"),
+        (
+            "llava-1.5-7b",
+            {"devices": ["jetson-orin-nano-8gb"]},
+            "it does not fit jetson-orin-nano-8gb",
+            "lower its limits",
+        ),
+        ("nano", {"devices": ["rtx-4060"]}, "the recipe has no model", "leave devices out"),
+        ("qwen2.5-vl-7b", {"join_rows": True}, "join_rows is for tiles that may lie anywhere", "leave it out"),
         ("nano", {"name": "mini"}, "says that its name is 'mini'", "agree"),
     ],
 )

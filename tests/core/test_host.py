@@ -184,6 +184,44 @@ def test_what_this_process_holds_now_grows_and_shrinks() -> None:
     assert host.rss_bytes() < before + (60 << 20)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+def test_the_peak_can_begin_again() -> None:
+    block = bytearray(os.urandom(1 << 20) * 100)
+    assert host.peak_rss_bytes() > 100 << 20
+    held = host.rss_bytes()
+    del block
+    assert host.reset_peak_rss()
+    assert host.peak_rss_bytes() < held - (80 << 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the children of a thread")
+def test_children_and_theirs_are_counted_while_they_run() -> None:
+    program = "import subprocess, sys; block = b'x' * (40 << 20); {then}; print('ready', flush=True); sys.stdin.read()"
+    inner = program.format(then="0").replace("'", '"')
+    outer = program.format(
+        then=f"child = subprocess.Popen([sys.executable, '-c', {inner!r}], stdout=subprocess.PIPE); child.stdout.readline()"
+    )
+    before = host.children_rss_bytes()
+    with subprocess.Popen([sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        assert host.children_rss_bytes() > before + (80 << 20)
+        child.communicate()
+    assert host.children_rss_bytes() < before + (40 << 20)
+
+
+def test_a_child_that_is_only_being_started_holds_nothing_of_its_own(machine: Callable[[Files], None]) -> None:
+    """Between vfork and exec it has this process's memory, which is not there twice."""
+
+    def status(peak: int, held: int) -> str:
+        return f"VmPeak:\t{peak} kB\nVmHWM:\t{held} kB\nVmRSS:\t{held} kB\nVmData:\t9 kB\n"
+
+    files = {"proc/self/task/1/children": "7 8", "proc/self/status": status(500, 100)}
+    machine(files | {"proc/7/status": status(500, 100), "proc/8/status": status(300, 40)})
+    assert host.children_rss_bytes() == 40 << 10
+
+
 def test_a_system_that_does_not_tell_what_is_held(machine: Callable[[Files], None]) -> None:
     machine({})
-    assert host.rss_bytes() == host.data_bytes() == 0
+    assert host.rss_bytes() == host.data_bytes() == host.children_rss_bytes() == 0
+    assert not host.reset_peak_rss()

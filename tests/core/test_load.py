@@ -154,3 +154,9 @@ def test_very_deep_data_is_refused() -> None:
     for _ in range(50_000):
         deep = [deep]
     refusal(GOOD | {"tags": deep})
+
+
+def test_a_key_of_any_length_makes_a_short_message() -> None:
+    with pytest.raises(BadInput) as caught:
+        parse({"size": 1, "x" * 100_000: 1}, Inner, "here")
+    assert len(caught.value.message) < 400

@@ -20,6 +20,10 @@ def test_long_values_are_cut_in_messages():
     assert len(caught.value.message) < 200
 
 
+def test_whatever_else_is_said_of_a_field_is_cut_too():
+    assert len(Fields({}).error("size", f"is no size: {'x' * 100_000!r}").message) < 300
+
+
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
 def test_the_error_names_file_and_field(file: str):
     with pytest.raises(BadInput) as caught:

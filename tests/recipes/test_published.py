@@ -62,12 +62,21 @@ def test_facts_say_what_they_were_compared_with(name: str) -> None:
 
 @pytest.mark.parametrize("device", profile_names())
 def test_every_recipe_plans_on_every_device(device: str) -> None:
-    """Recipes name no devices: all have a plan on all, and where one does not fit, its peak and advice say so."""
+    """Whatever devices a recipe names, it has a plan on all; where it does not fit, its peak and advice say so."""
     profile = load_profile(device)
     for name, model in MODELS.items():
         plan = plan_on(model, profile)
         assert plan.peak_bytes > model.subject.text.embedding_parameters, name
         assert plan.fits == (plan.peak_bytes <= profile.usable_bytes.value), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_fits_the_devices_that_it_names(name: str) -> None:
+    devices = recipe(name).devices
+    assert devices
+    for device in devices:
+        plan = make_report(name, PlanOptions(device=device)).plan
+        assert plan.peak_bytes <= load_profile(device).usable_bytes.value, device
 
 
 def test_what_fits_a_device_is_what_one_would_expect() -> None:

@@ -25,7 +25,7 @@ FAILED = 2
 _ANYWHERE = ("--debug", "--quiet", "--verbose")
 
 COMMANDS: Mapping[str, str] = {
-    "run": "run", "plan": "plan", "eval": "evaluate", "batch": "batch", "bench": "bench", "export": "export",
+    "run": "run", "plan": "plan", "eval": "evaluate", "batch": "batch", "bench": "bench", "build": "build", "export": "export",
     "quantize": "quantize", "verify": "verify", "info": "info", "doctor": "doctor", "recipes": "recipes", "profiles": "profiles",
 }  # fmt: skip
 """Command -> the module beside this one that has it, as a function of the module's name, or as a group `app`."""

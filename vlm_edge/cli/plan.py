@@ -59,7 +59,9 @@ BatchSize = Annotated[int, typer.Option(help="Sequences at once.")]
 KvCacheDtype = Annotated[str, typer.Option(help="auto, fp32, fp16, int8 or int4.")]
 Weights = Annotated[str | None, typer.Option(help="awq, int8, fp16 or fp32; default awq.", show_default=False)]
 GroupSize = Annotated[int | None, typer.Option(help="Weights that share a scale; default 128.", show_default=False)]
-LmHead = Annotated[str, typer.Option(help="fp16, int8, int4 or fp32.")]
+LmHead = Annotated[
+    str | None, typer.Option(help="fp16, int8, int4 or fp32; default: the recipe's, or fp16.", show_default=False)
+]
 VisionDtype = Annotated[
     str | None, typer.Option(help="fp16, fp32 or int8; default fp16, fp32 on a CPU.", show_default=False)
 ]
@@ -87,7 +89,7 @@ def plan(
     kv_cache_dtype: KvCacheDtype = "auto",
     weights: Weights = None,
     group_size: GroupSize = None,
-    lm_head: LmHead = "fp16",
+    lm_head: LmHead = None,
     vision_dtype: VisionDtype = None,
     vision_attention: VisionAttention = "unfused",
     target: Target = None,

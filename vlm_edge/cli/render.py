@@ -131,10 +131,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     Console(markup=False, emoji=False, highlight=False).print(shown)
 
 
+def is_live() -> bool:
+    """Whether what is said on stderr can be written over: a terminal, without --quiet."""
+    return not VERBOSITY.quiet and sys.stderr is not None and sys.stderr.isatty()
+
+
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Any]:
     """A progress bar on stderr that yields a function to call once a step; silent where stderr is no terminal."""
-    if VERBOSITY.quiet or sys.stderr is None or not sys.stderr.isatty():
+    if not is_live():
         yield lambda: None
         return
     from rich.console import Console
@@ -152,7 +157,7 @@ def layers(title: str, *, lines: bool = True) -> Iterator[Callable[[int, int, st
     if VERBOSITY.quiet or sys.stderr is None:
         yield lambda _done, _total, _text: None
         return
-    if not sys.stderr.isatty():
+    if not is_live():
         yield lambda _done, _total, text: note(text) if lines else None
         return
     from rich.console import Console

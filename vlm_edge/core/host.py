@@ -12,6 +12,8 @@ CPU_RESERVE_BYTES = 512 << 20
 """Left to the rest of the system when no budget is named."""
 MIN_THREAD_LIMIT, THREADS_PER_PROCESSOR = 64, 4
 _ROOT = Path("/")
+_RESET_PEAK = "5"
+"""What Linux's clear_refs takes for: forget VmHWM."""
 _CGROUPS = (
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -124,6 +126,41 @@ def peak_rss_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def reset_peak_rss() -> bool:
+    """Let `peak_rss_bytes` begin again from what is resident now; False where the system cannot."""
+    try:
+        (_ROOT / "proc/self/clear_refs").write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def children_rss_bytes() -> int:
+    """Resident memory of the processes that this one has started and that run now, and of theirs; 0 where none is told of.
+
+    One that is only just being started still is this process in another's name, down to its peak, and holds nothing of its own.
+    """
+    own, seen = _signature("self"), set[str]()
+    total, left = 0, ["self"]
+    while left:
+        for listed in (_ROOT / "proc" / left.pop() / "task").glob("*/children"):
+            try:
+                found = set(listed.read_text().split()) - seen
+            except OSError:  # it has ended meanwhile
+                continue
+            seen |= found
+            left += found
+            started = (child for child in found if _signature(child) != own)
+            total += sum(_field(_ROOT / "proc" / child / "status", "VmRSS:", unit=1 << 10) or 0 for child in started)
+    return total
+
+
+def _signature(process: str) -> tuple[int | None, ...]:
+    """What tells one address space from another, short of looking into it."""
+    status = _ROOT / "proc" / process / "status"
+    return tuple(_field(status, name) for name in ("VmPeak:", "VmHWM:", "VmData:"))
 
 
 def child_peak_bytes() -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_FILE_BYTES = 64 << 20
+_MAX_PLACE_CHARS = 200
 OMIT_DEFAULT = MappingProxyType({"omit_default": True})
 """Metadata of a field that `to_plain` leaves out while it holds its default: it was added after files were written and
 hashed without it."""
@@ -69,7 +70,9 @@ def parse(data: Any, kind: type[T], name: str, *, error: type[VlmEdgeError] = Ba
     except ValidationError as cause:
         first = cause.errors()[0]
         # no field is to blame where the whole is of the wrong kind, a number in place of an object for instance
-        where = ": ".join([name, ".".join(map(str, first["loc"]))] if first["loc"] else [name])
+        place = ".".join(map(str, first["loc"]))
+        place = place if len(place) <= _MAX_PLACE_CHARS else place[:_MAX_PLACE_CHARS] + "..."  # a key may be anything
+        where = ": ".join([name, place] if place else [name])
         known = field_names(kind)
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1) if first["loc"] else []
         unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")

@@ -16,15 +16,22 @@ from vlm_edge.errors import BadInput
 _STRICT = {"extra": "forbid"}
 LLM_WEIGHTS = ("int4", "int8", "fp16", "fp32")
 VISION_WEIGHTS = ("fp32", "fp16", "int8")
+LM_HEADS = ("fp16", "int8", "int4")
+KV_CACHES = ("auto", "int8", "int4")
 
 
 @dataclass(frozen=True)
 class Packing:
-    """llm: one of LLM_WEIGHTS.  vision: one of VISION_WEIGHTS.  group_size: weights that share a scale in the decoder's int4."""
+    """llm: one of LLM_WEIGHTS.  vision: one of VISION_WEIGHTS.  group_size: weights that share a scale in the decoder's int4.
+
+    lm_head: of an int4 decoder, one of LM_HEADS.  kv_cache: of an int4 decoder, one of KV_CACHES; `auto` is its float type.
+    """
 
     llm: str = "int4"
     vision: str = "fp32"
     group_size: int = field(default=128, metadata=OMIT_DEFAULT)
+    lm_head: str = field(default="fp16", metadata=OMIT_DEFAULT)
+    kv_cache: str = field(default="auto", metadata=OMIT_DEFAULT)
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
 
@@ -52,6 +59,7 @@ class Recipe:
     """view_tokens: text tokens before the global view and before each tile, where the model was trained with them.
 
     join_rows: tiles that abut side by side are read row by row across them, where the model was trained that way.
+    devices: profiles that the recipe is meant for, which it fits within its limits; for a recipe with a model.
     model: what a published model is made of; None where the recipe packs a checkpoint that is at hand.
     """
 
@@ -62,6 +70,7 @@ class Recipe:
     packing: Packing = field(default_factory=Packing)
     view_tokens: tuple[str, ...] = ()
     join_rows: bool = False
+    devices: tuple[str, ...] = field(default=(), metadata=OMIT_DEFAULT)
     model: Published | None = field(default=None, metadata=OMIT_DEFAULT)
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_edge.core.manifest_checks import RANGES, REDUCTIONS, TILINGS
-from vlm_edge.core.recipe import LLM_WEIGHTS, VISION_WEIGHTS, Recipe
+from vlm_edge.core.recipe import KV_CACHES, LLM_WEIGHTS, LM_HEADS, VISION_WEIGHTS, Recipe
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _RECORDS = {"limits": "Limits", "defaults": "RunDefaults"}
 _WORDS = {
     ("Packing", "llm"): LLM_WEIGHTS,
     ("Packing", "vision"): VISION_WEIGHTS,
+    ("Packing", "lm_head"): LM_HEADS,
+    ("Packing", "kv_cache"): KV_CACHES,
     ("RunDefaults", "tiling"): TILINGS,
     ("RunDefaults", "reduce"): REDUCTIONS,
 }

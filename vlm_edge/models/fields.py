@@ -12,6 +12,7 @@ MAX_COUNT = 1 << 16
 """Most pixels along an edge, patches or tokens."""
 _LARGEST = 2**31 - 1
 _MAX_LAYERS = 4096
+_MAX_WHY_CHARS = 200
 _MAX_NUMBER = 1e9
 
 
@@ -53,8 +54,9 @@ class Fields:
         return Fields({} if value is None else value, path=self._full(name), file=self._file)
 
     def error(self, name: str, why: str) -> BadInput:
-        """A BadInput about one field."""
-        return self._complaint(f"{self._full(name)} {why}")
+        """A BadInput about one field; what it quotes of the file may be long, and is cut."""
+        short = why if len(why) <= _MAX_WHY_CHARS else why[:_MAX_WHY_CHARS] + "..."
+        return self._complaint(f"{self._full(name)} {short}")
 
     def _complaint(self, message: str) -> BadInput:
         remedy = f"correct the checkpoint's {self._file}, or download it again"

@@ -1,143 +1,175 @@
-"""A checkpoint and a recipe -> a bundle. Needs the `build` extra."""
+"""MODEL and a recipe -> a bundle that was verified and measured, in one run that goes on where it was stopped."""
 
 from __future__ import annotations
 
-import importlib
+import os
 import shutil
-import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
-from importlib import metadata
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vlm_edge import __version__
-from vlm_edge.backends.onnx import decoder as onnx_decoder
-from vlm_edge.backends.onnx import export, parity
-from vlm_edge.core import discover
-from vlm_edge.core.bundle import (
-    ArtifactRef,
-    Bundle,
-    Manifest,
-    ParityResult,
-    atomic_write,
-    hash_file,
-    merge_artifacts,
-    reference,
-    write_manifest,
-)  # fmt: skip
-from vlm_edge.core.bundle_writer import CONFIGURATION
-from vlm_edge.core.load import parse_text, to_plain
+from vlm_edge.core.bundle import Bundle, open_bundle
+from vlm_edge.core.bundle_writer import locked
 from vlm_edge.core.recipe import Recipe
-from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.vision.preprocess import global_view
+from vlm_edge.pipeline.build_plan import PLAN, StepPlan, check_steps, step_plans
+from vlm_edge.pipeline.build_preflight import (
+    check_asked,
+    check_tools,
+    find_job,
+    fit,
+    memory_limit,
+    packed_model,
+    unfinished,
+)
+from vlm_edge.pipeline.build_record import Stamp, StepRecord, stamps, write_record
+from vlm_edge.pipeline.build_steps import BuildOptions, Job, Step, apply_recipe, existing, steps_of
+from vlm_edge.pipeline.memory_watch import MemoryWatch
+from vlm_edge.pipeline.plan import Report
+from vlm_edge.pipeline.quantize import WORK
+from vlm_edge.quant.memory_limit import release
 
-TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
-DECODER_LIMIT = {"fp32": 1e-3, "int4": 0.35}
-"""Relative error of logits against torch in fp32. 4-bit rounding is meant to differ; its limit only catches a broken graph."""
-PARITY_QUESTION, PARITY_VIEWS = "what is the total?", 3
+__all__ = ["BuildOptions", "BuildProgress", "Built", "StepResult", "build_model"]
 
 
-def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequence[NDArray[np.uint8]]) -> Bundle:
-    """Export vision tower and projector, build the decoder, check both against torch, write the manifest last.
+@dataclass(frozen=True)
+class BuildProgress:
+    """Where a build is.
 
-    checkpoint: a Hugging Face folder with tokenizer, preprocessor and chat template.  images: two or more RGB images for the parity
-    check.  Raises BadInput for an incomplete checkpoint, CheckFailed when a part differs.
+    number: of this step among `steps`.  text: what it does now; empty for a mere look at the memory.  left_s: what the rest of
+    this step may take, where that is known.  peak_bytes: of this step, of which planned_bytes were expected (None: not planned).
     """
-    missing = [name for name in CONFIGURATION.values() if not (checkpoint / name).is_file()]
-    if missing:
-        raise BadInput(
-            f"{checkpoint} lacks {', '.join(missing)}", remedy="save processor and tokenizer beside the weights"
-        )
-    family = discover.family(recipe.family)
-    components = importlib.import_module(f"vlm_edge.models.{recipe.family}.components")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "manifest.json").unlink(missing_ok=True)
-    artifacts = [_copy(checkpoint, out, name, role) for role, name in CONFIGURATION.items()]
-    config = parse_text((checkpoint / "config.json").read_text("utf-8"), "config.json")
-    spec = family.spec(config)
-    spec = replace(spec, geometry=replace(spec.geometry, separator_tokens=1 if recipe.view_tokens else 0))
-    model = components.load_checkpoint(checkpoint)
-    views = _views(images, spec.vision.image_px, checkpoint)
-    checks = [export.export_encoder(components.VisionAndProjector(model), views, out / "vision/cpu")]
-    artifacts.append(reference(out, "vision/cpu/model.onnx", role="vision.graph", target="cpu", dtype="fp32"))
-    artifacts.append(_write_embedding(model.get_input_embeddings().weight, out))
-    decoder = components.text_model(model)
-    names = _build_decoder(decoder, checkpoint, out, recipe.packing.llm)
-    for name in names:
-        role = "llm.graph" if name == export.GRAPH else "llm.graph.data"
-        artifacts.append(reference(out, f"llm/cpu/{name}", role=role, target="cpu", dtype=recipe.packing.llm))
-    encoder = discover.backend("onnx").encoder(out / "vision/cpu/model.onnx", "cpu", 1)
-    features = encoder.encode(views)
-    checks.append(_decoder_parity(decoder, features, checkpoint, out, spec, recipe))
-    manifest = Manifest(
-        schema_version=1, name=recipe.name, source={"checkpoint": hash_file(checkpoint / "model.safetensors")},
-        tools={"vlm-edge": __version__} | {tool: metadata.version(tool) for tool in TOOLS}, model=spec, limits=recipe.limits,
-        defaults=recipe.defaults, artifacts=merge_artifacts((), artifacts), parity=tuple(checks), recipe=to_plain(recipe),
-    )  # fmt: skip
-    return write_manifest(out, manifest)
+
+    step: str
+    number: int
+    steps: int
+    text: str
+    left_s: float | None
+    rss_bytes: int
+    peak_bytes: int
+    planned_bytes: int | None
 
 
-def _copy(checkpoint: Path, out: Path, name: str, role: str) -> ArtifactRef:
-    with atomic_write(out / name) as stream:
-        stream.write((checkpoint / name).read_bytes())
-    return reference(out, name, role=role)
+@dataclass(frozen=True)
+class StepResult:
+    """One step: what it took, now or, where it was `skipped`, in an earlier run."""
+
+    name: str
+    skipped: bool
+    record: StepRecord
 
 
-def _views(images: Sequence[NDArray[np.uint8]], side_px: int, checkpoint: Path) -> NDArray[np.float32]:
-    """The parity images as normalised views [N, 3, S, S], with one of noise."""
-    config = parse_text((checkpoint / "preprocessor_config.json").read_text("utf-8"), "preprocessor_config.json")
-    noise = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), np.uint8)
-    stacked = np.stack([*(global_view(image, side_px) for image in images), noise]).astype(np.float32) / np.float32(255)
-    normal = (stacked - np.float32(config["image_mean"])) / np.float32(config["image_std"])
-    return np.ascontiguousarray(normal.transpose(0, 3, 1, 2).astype(np.float32))
+@dataclass(frozen=True)
+class Built:
+    """What was built.
 
-
-def _write_embedding(weight: Any, out: Path) -> ArtifactRef:
-    from safetensors.numpy import save
-
-    with atomic_write(out / "llm/embed.safetensors") as stream:
-        stream.write(save({"embed": np.ascontiguousarray(weight.detach().numpy().astype(np.float16))}))
-    return reference(out, "llm/embed.safetensors", role="llm.embedding", dtype="fp16")
-
-
-def _build_decoder(decoder: Any, checkpoint: Path, out: Path, precision: str) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        decoder.save_pretrained(folder)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(checkpoint / name, folder)
-        return onnx_decoder.build_decoder(Path(folder), out / "llm/cpu", precision=precision)
-
-
-def _decoder_parity(
-    decoder: Any, features: NDArray[np.float32], checkpoint: Path, out: Path, spec: Any, recipe: Recipe
-) -> ParityResult:
-    """Last-position logits of a prompt of real views and a question, fed in two chunks, against torch.
-
-    features: [N, P, Dl].  Made-up embeddings would not do: far from anything it was trained on, a rounded decoder
-    differs at random.
+    limit_bytes: that a step was allowed to hold.  report: the plan of the bundle, of which the last step has measured a run.
     """
-    import torch
-    from tokenizers import Tokenizer
 
-    engine = discover.backend("onnx").engine(
-        out / "llm/cpu/model.onnx", spec.text, "cpu", 1, recipe.limits.max_model_len
-    )
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    ids = tokenizer.encode(PARITY_QUESTION, add_special_tokens=False).ids
-    with torch.no_grad():
-        question = decoder.get_input_embeddings()(torch.tensor(ids)).numpy()
-        rows = np.concatenate([*features[:PARITY_VIEWS], question])
-        expected = decoder(inputs_embeds=torch.from_numpy(rows)[None]).logits[0, -1].numpy()
-    engine.forward(rows[: len(rows) // 2])
-    measured = engine.forward(rows[len(rows) // 2 :])
-    result = parity.compare("llm", measured, expected, DECODER_LIMIT[recipe.packing.llm])
-    if not result.ok:
-        raise CheckFailed(
-            f"the {recipe.packing.llm} decoder's logits differ from torch by {result.value:.3f}, limit {result.limit}",
-            remedy="build it with packing.llm: fp32 to see whether rounding or the graph is at fault",
+    bundle: Bundle
+    recipe: Recipe
+    options: BuildOptions
+    limit_bytes: int
+    report: Report
+    steps: tuple[StepResult, ...]
+    seconds: float
+
+
+OnProgress = Callable[[BuildProgress], None]
+
+
+def build_model(
+    model: str | os.PathLike[str], out: Path, recipe: Recipe, options: BuildOptions | None = None, *,
+    on_progress: OnProgress = lambda _: None, command: str = "",
+) -> Built:  # fmt: skip
+    """Plan, export, quantize, verify and measure MODEL as a recipe says, into the bundle OUT.
+
+    model: a checkpoint folder, or `organisation/name` on the hub.  Steps that an earlier run finished with the same inputs are
+    left alone; one that was stopped goes on as far as it can.  command: what was typed, for the reports.
+    Raises DoesNotFit, before a weight is read, where a step needs more memory than there is or the bundle would not fit what
+    options name; CheckFailed where a graph differs, plain rounding was closer, or `verify` says no; BadInput, MissingDependency,
+    DamagedBundle. Whatever is raised, OUT holds its old bundle, or one that the same command goes on from.
+    """
+    options, started = options or BuildOptions(), time.monotonic()
+    check_asked(recipe, options)
+    limit = memory_limit(options)
+    with _Stage(PLAN, 1, 1, None, on_progress) as stage:
+        stage.say("read the configuration", None)
+        job = find_job(
+            model, out, recipe, options, limit_bytes=limit, command=command, on_step=lambda text: stage.say(text, None)
         )
-    return result
+        packed = packed_model(job)
+        report = fit(packed, recipe, job.effort, options, limit)
+        record, todo = unfinished(job)
+        planned = {step.name: step for step in step_plans(packed, recipe, job.effort)}
+        check_steps([planned[step.name] for step in todo], limit)
+        too_much = any(step.peak_bytes > limit for step in planned.values())
+        job = replace(job, enforced=options.max_memory_bytes is not None or too_much)
+        if any(not step.reads_bundle for step in todo):
+            check_tools(job)
+    results = [StepResult(PLAN, False, stage.record("", (), {"peak_bytes": report.plan.peak_bytes}))]
+    if options.force and (out / WORK).exists():
+        with locked(out):
+            shutil.rmtree(out / WORK, ignore_errors=True)
+    every = steps_of(recipe, job.effort)
+    for number, step in enumerate(every, start=2):
+        if step not in todo:
+            results.append(StepResult(step.name, True, record.steps[step.name]))
+            continue
+        if step.reads_bundle:
+            apply_recipe(job)
+        found = _run(step, job, planned[step.name], number, 1 + len(every), on_progress)
+        record = record.with_step(step.name, found)
+        write_record(out, record)
+        results.append(StepResult(step.name, False, found))
+        release(cycles=True)  # so that the next step's peak does not stand on this one's
+    return Built(open_bundle(out), recipe, options, limit, report, tuple(results), time.monotonic() - started)
+
+
+class _Stage:
+    """A step while it runs: its memory, and what it says."""
+
+    def __init__(self, name: str, number: int, steps: int, planned: int | None, on_progress: OnProgress) -> None:
+        self.name, self.number, self.steps, self.planned = name, number, steps, planned
+        self._on_progress = on_progress
+        self._left: tuple[float, float] | None = None
+        self._watch = MemoryWatch(lambda: self._tell(""))
+        self._started = self._ended = time.monotonic()
+
+    def __enter__(self) -> _Stage:
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._watch.__exit__(*raised)
+        self._ended = time.monotonic()
+
+    def say(self, text: str, left_s: float | None) -> None:
+        """Tell what is being done."""
+        self._left = None if left_s is None else (time.monotonic(), left_s)
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        left = None if self._left is None else max(0.0, self._left[1] - (time.monotonic() - self._left[0]))
+        watch = self._watch
+        self._on_progress(
+            BuildProgress(
+                self.name, self.number, self.steps, text, left, watch.rss_bytes, watch.peak_bytes, self.planned
+            )
+        )
+
+    def record(self, inputs: str, outputs: Sequence[Stamp], details: Mapping[str, Any]) -> StepRecord:
+        """Once it is over."""
+        seconds = round(self._ended - self._started, 3)
+        peak, kept = self._watch.peak_bytes, self._watch.kept_bytes
+        return StepRecord(inputs, tuple(outputs), self.planned, peak, kept, seconds, dict(details))
+
+
+def _run(step: Step, job: Job, plan: StepPlan, number: int, steps: int, on_progress: OnProgress) -> StepRecord:
+    with _Stage(step.name, number, steps, plan.within(job.limit_bytes), on_progress) as stage:
+        done = step.run(job, stage.say)
+    bundle = existing(job.out)
+    outputs = stamps(bundle, done.artifacts) if bundle else ()
+    # a step that reads the bundle is asked for its inputs behind it: it has read what is there now
+    return stage.record(step.inputs(job), outputs, done.details)

@@ -32,8 +32,8 @@ class Planned:
 
     source: bundle, checkpoint, config or recipe.  tiles: beside a global view; None where the family has its own way.
     most_tiles: that may be shown, where a recipe or bundle says so.
-    target: that the model is bound to.  max_model_len: None where nothing says so.  kv_cache: of a bundle's decoder, if not its
-    float type.
+    target: that the model is bound to.  max_model_len: None where nothing says so.  kv_cache: the decoder's, if not of its float
+    type.
     """
 
     subject: Subject
@@ -44,6 +44,7 @@ class Planned:
     target: str | None = None
     weights: str = "awq"
     group_size: int = 128
+    lm_head: str = "fp16"
     kv_cache: str = ""
     notes: tuple[str, ...] = ()
 
@@ -64,7 +65,7 @@ def find_model(name: str, *, recipe: str | None = None, target: str | None = Non
         return of_recipe(load_recipe(resource_dir("recipes") / f"{name}.yaml"))
     else:
         raise BadInput(f"there is no file, folder or recipe {name[:80]!r}", remedy=nearest(name, recipe_names()))
-    return found if recipe is None else _with_recipe(found, load_recipe(Path(recipe)))
+    return found if recipe is None else with_recipe(found, load_recipe(Path(recipe)))
 
 
 def of_recipe(recipe: Recipe) -> Planned:
@@ -84,10 +85,11 @@ def of_recipe(recipe: Recipe) -> Planned:
     config.get("model_type")
     config.refuse_unread()
     preprocessor.refuse_unread()
-    return _with_recipe(Planned(subject, "recipe"), recipe)
+    return with_recipe(Planned(subject, "recipe"), recipe)
 
 
-def _with_recipe(found: Planned, recipe: Recipe) -> Planned:
+def with_recipe(found: Planned, recipe: Recipe) -> Planned:
+    """A model as a recipe packs it."""
     own_way = not found.subject.free_tiles
     return Planned(
         subject=found.subject,
@@ -97,6 +99,8 @@ def _with_recipe(found: Planned, recipe: Recipe) -> Planned:
         max_model_len=recipe.limits.max_model_len,
         weights=WEIGHTS.get(recipe.packing.llm, "awq"),
         group_size=recipe.packing.group_size,
+        lm_head=recipe.packing.lm_head,
+        kv_cache="" if recipe.packing.kv_cache == "auto" else recipe.packing.kv_cache,
         notes=found.notes,
     )
 

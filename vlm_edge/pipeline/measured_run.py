@@ -35,8 +35,6 @@ from vlm_edge.pipeline.views import tiled
 from vlm_edge.vision import sources
 from vlm_edge.vision.tiling import Tile
 
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"
 NEW_TOKENS = 8
 IMPORTED_LATE = ("jinja2.sandbox", "tokenizers")
 """What a pipeline imports only when it loads a bundle."""
@@ -127,7 +125,7 @@ def _object(path: Path) -> Any:
 def _phase(name: str, peaks: dict[str, int]) -> Iterator[None]:
     """Record the most resident memory between here and the block's end."""
     if peaks:  # what was held before the first phase belongs to it
-        _CLEAR_REFS.write_text(_RESET_PEAK)
+        host.reset_peak_rss()
     yield
     peaks[name] = max(peaks.get(name, 0), host.peak_rss_bytes())
 

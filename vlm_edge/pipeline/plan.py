@@ -41,7 +41,7 @@ class PlanOptions:
     kv_cache_dtype: str = "auto"
     weights: str | None = None
     group_size: int | None = None
-    lm_head: str = "fp16"
+    lm_head: str | None = None
     vision_dtype: str | None = None
     vision_attention: str = "unfused"
     target: str | None = None
@@ -173,7 +173,7 @@ def _request(
         unified=cpu or (device is not None and device.unified_memory),
         weights=model.weights if options.weights is None else options.weights,
         group_size=model.group_size if options.group_size is None else options.group_size,
-        lm_head=options.lm_head,
+        lm_head=model.lm_head if options.lm_head is None else options.lm_head,
         vision_dtype=("fp32" if cpu else "fp16") if options.vision_dtype is None else options.vision_dtype,
         kv_cache=given if given != "auto" else model.kv_cache or ("fp32" if cpu else "fp16"),
         images=options.images if model.subject.vision is not None else 0,

@@ -16,6 +16,7 @@ from vlm_edge.core.bundle import ArtifactRef, Bundle, ParityResult, atomic_write
 from vlm_edge.core.bundle_writer import Staged, locked, present, publish
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
 from vlm_edge.core.discover import family_of
+from vlm_edge.core.recipe import KV_CACHES, LM_HEADS
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, CheckFailed
 from vlm_edge.pipeline import html_page, quantize_page
@@ -27,8 +28,6 @@ from vlm_edge.units import format_bytes
 
 METHODS = ("awq", "rtn")
 TARGETS = ("none", "cpu", "cuda")
-LM_HEADS = ("fp16", "int8", "int4")
-KV_CACHES = ("auto", "int8", "int4")
 BITS = (4, 3, 2)
 GROUP_SIZES = (128, 64, 32)
 SAMPLES, SEQLEN = 32, 1024
@@ -105,7 +104,7 @@ def quantize_model(
     held-out sequences. OUT is then as it was, but for finished layers.
     """
     options = options or QuantizeOptions()
-    _check_options(options)
+    check_options(options)
     require_build_tools("quantize", _NEEDED)
     checkpoint, described, origin = _opened(model, options, on_note)
     if out.resolve() == checkpoint.root.resolve():
@@ -157,7 +156,8 @@ def _opened(
     return checkpoint, None if is_plain(checkpoint.config) else of_checkpoint(checkpoint, origin), origin
 
 
-def _check_options(options: QuantizeOptions) -> None:
+def check_options(options: QuantizeOptions) -> None:
+    """Raise BadInput for what no model could be quantized with."""
     for flag, value, known in (
         ("--target", options.target, TARGETS), ("--method", options.method, METHODS), ("--bits", options.bits, BITS),
         ("--group-size", options.group_size, GROUP_SIZES), ("--lm-head", options.lm_head, LM_HEADS),
