@@ -35,6 +35,9 @@ class FakePipeline:
         )
         return SimpleNamespace(manifest=manifest)
 
+    def wrap_encoder(self, wrap: object) -> None:
+        """It has none."""
+
     def ask(self, image: Path, question: str, options: AskOptions | None = None) -> Answer:
         if image.name == self.fails_on:
             raise self.failure(f"{image.name} is damaged", remedy="copy it again")

@@ -13,7 +13,7 @@ from PIL.Image import Image as PilImage
 
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, verify_hashes
-from vlm_edge.core.contracts import Floats, Positions, SaliencyRunner, Span
+from vlm_edge.core.contracts import EncoderRunner, Floats, Positions, SaliencyRunner, Span
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import Plan
@@ -215,6 +215,10 @@ class Pipeline:
     def forget(self) -> None:
         """Drop the visual tokens and the prompt that are remembered: the next question costs all that a new image does."""
         self._cache, self._in_engine = SeenCache(), []
+
+    def wrap_encoder(self, wrap: Callable[[EncoderRunner], EncoderRunner]) -> None:
+        """Put something between the pipeline and its vision encoder, which must give what the encoder would."""
+        self._encoder = wrap(self._encoder)
 
     def _see(
         self,
