@@ -11,6 +11,7 @@ from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadImage, VlmEdgeError
 from vlm_edge.pipeline.answer import Answer, TokenCounts
 from vlm_edge.pipeline.options import AskOptions
+from vlm_edge.pipeline.view_memory import ViewMemory
 
 
 @dataclass
@@ -35,8 +36,9 @@ class FakePipeline:
         )
         return SimpleNamespace(manifest=manifest)
 
-    def wrap_encoder(self, wrap: object) -> None:
+    def remember_views(self) -> ViewMemory:
         """It has none."""
+        return ViewMemory()
 
     def ask(self, image: Path, question: str, options: AskOptions | None = None) -> Answer:
         if image.name == self.fails_on:

@@ -1,7 +1,8 @@
 """Draws the pages that the nano model is trained and tested on, and knows where everything on them is.
 
-A page is 448 to 1344 px a side, or larger where a caller asks for that, which training never does. It holds cards of `key: value` lines in dark ink, coloured shapes, and body text in
-light ink that no question asks about; the body text alone often covers more than six 112 px tiles can show.
+A page is 448 to 1344 px a side, or larger where a caller asks for that, which training never does. It holds cards of
+`key: value` lines in dark ink, coloured shapes, and body text in light ink that no question asks about; the body text
+alone often covers more than six 112 px tiles can show.
 """
 
 from __future__ import annotations

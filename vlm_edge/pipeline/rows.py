@@ -182,6 +182,7 @@ class OutcomeLog:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known: dict[str, RowOutcome] = {}
+        self._failed: dict[str, str] = {}
         if path is not None:
             self._open(path)
 
@@ -203,6 +204,7 @@ class OutcomeLog:
         except BadInput as cause:
             raise BadInput(f"{cause.message} (not a log of outcomes)", remedy="name another --out") from cause
         self._known = {outcome.id: outcome for outcome in outcomes if not outcome.error}
+        self._failed = {outcome.id: outcome.error for outcome in outcomes if outcome.error}
         try:
             with path.open("ab") as stream:
                 if cut_short:
@@ -217,9 +219,13 @@ class OutcomeLog:
         return self._known.get(identity)
 
     def add(self, outcome: RowOutcome) -> None:
-        """Remember an outcome and append it to the file."""
+        """Remember an outcome and append it to the file; an error that stands there already is not written again."""
         if not outcome.error:
             self._known[outcome.id] = outcome
+        elif self._failed.get(outcome.id) == outcome.error:
+            return
+        else:
+            self._failed[outcome.id] = outcome.error
         if self._path is None:
             return
         line = json.dumps(to_plain(outcome), ensure_ascii=False) + "\n"

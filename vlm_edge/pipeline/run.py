@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image as PilImage
 
 from vlm_edge.core import discover, host
@@ -26,6 +27,7 @@ from vlm_edge.pipeline.planning import ImageInput, check_fits, image_layouts, pl
 from vlm_edge.pipeline.preflight import choose_device, find_bundle
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
+from vlm_edge.pipeline.view_memory import ViewMemory
 from vlm_edge.pipeline.views import ASKS_THE_QUESTION, Hints, Seen, SeenCache, see, timed
 from vlm_edge.units import parse_bytes
 from vlm_edge.vision import sources
@@ -48,7 +50,7 @@ class Pipeline:
                 f"models of the family {self._family.name} can be planned, not run", remedy="use another bundle"
             )
         self._prompt = self._family.prompt(bundle)
-        self._encoder = open_encoder(bundle, device, threads)
+        self._encoder: EncoderRunner = open_encoder(bundle, device, threads)
         self._engine = backend.engine(
             bundle.path("llm.graph", target=decoder_target(device)),
             self._spec.text,
@@ -59,6 +61,7 @@ class Pipeline:
         self._load_ms = 1000 * (time.perf_counter() - started)
         self._join_rows = bundle.manifest.recipe.get("join_rows") is True
         self._cache = SeenCache()
+        self._views: ViewMemory | None = None
         self._threads = threads
         self._networks: dict[str | None, SaliencyRunner] = {}
         self._in_engine: list[tuple[str, int]] = []
@@ -216,9 +219,14 @@ class Pipeline:
         """Drop the visual tokens and the prompt that are remembered: the next question costs all that a new image does."""
         self._cache, self._in_engine = SeenCache(), []
 
-    def wrap_encoder(self, wrap: Callable[[EncoderRunner], EncoderRunner]) -> None:
-        """Put something between the pipeline and its vision encoder, which must give what the encoder would."""
-        self._encoder = wrap(self._encoder)
+    def remember_views(self) -> ViewMemory:
+        """From now on, do not decode, search and encode an image again that is asked about in another way.
+
+        Answers stay as they are, times do not: the result tells what was saved.
+        """
+        self._views = ViewMemory()
+        self._encoder = self._views.encoder(self._encoder)
+        return self._views
 
     def _see(
         self,
@@ -236,20 +244,24 @@ class Pipeline:
         with timed(timings, "preprocess"):
             if isinstance(image, PilImage):
                 check_fits(planned)  # its fingerprint decodes it
-            key = fingerprint(image) + about
+            content = fingerprint(image)
+            key = content + about
         known = self._cache.get(key)
         if known is None:
             check_fits(planned)
+            least, views, shown_as = reduced_px(self.bundle, look), self._views, look
             with timed(timings, "preprocess"):
-                least = reduced_px(self.bundle, look)
-                if least is None:
-                    pixels = sources.load_image(image, max_pixels=max_pixels).pixels
+                if views is None:
+                    pixels = _decoded(image, least, max_pixels)
                 else:
-                    pixels = sources.load_reduced(image, at_least_px=least, max_pixels=max_pixels)
+                    pixels = views.pixels(f"{content} {least}", lambda: _decoded(image, least, max_pixels))
+                    shown_as = views.look(content, look)
             known = see(
-                pixels, source_px=(header.width, header.height), look=look, prompt=self._prompt, encoder=self._encoder,
+                pixels, source_px=(header.width, header.height), look=shown_as, prompt=self._prompt, encoder=self._encoder,
                 timings_ms=timings, free_tiles=self._family.free_tiles, join_rows=self._join_rows, hints=hints,
             )  # fmt: skip
+            if views is not None:
+                views.keep_tiles(content, look, known.tiles, timings["saliency"])
             self._cache.put(key, known)
         return known, key
 
@@ -341,6 +353,13 @@ class Pipeline:
     def _forward(self, embeds: Floats, positions: Positions | None) -> Floats:
         """Positions are given to decoders that take them, and to no other."""
         return self._engine.forward(embeds) if positions is None else self._engine.forward(embeds, positions)
+
+
+def _decoded(image: ImageInput, at_least_px: int | None, max_pixels: int) -> NDArray[np.uint8]:
+    """RGB uint8 [H, W, 3], at a reduced scale where a short side of at_least_px is enough."""
+    if at_least_px is None:
+        return sources.load_image(image, max_pixels=max_pixels).pixels
+    return sources.load_reduced(image, at_least_px=at_least_px, max_pixels=max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
