@@ -12,6 +12,7 @@ from vlm_edge.errors import BadImage, VlmEdgeError
 from vlm_edge.pipeline.answer import Answer, TokenCounts
 from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.view_memory import ViewMemory
+from vlm_edge.vision.grounding import LabelledBox
 
 
 @dataclass
@@ -26,6 +27,7 @@ class FakePipeline:
     fails_on: str = ""
     failure: type[VlmEdgeError] = BadImage
     device: str = "cpu"
+    boxes: tuple[LabelledBox, ...] = ()
     calls: list[tuple[str, str, AskOptions | None]] = field(default_factory=list)
 
     @property
@@ -50,7 +52,7 @@ class FakePipeline:
             text=self.answers.get(question, self.default),
             tokens=TokenCounts(visual_before=448, visual_after=112, prompt=130, generated=4),
             tiles=(),
-            boxes=(),
+            boxes=self.boxes,
             points=(),
             timings_ms=times | {"total": sum(times.values())},
             planned_peak_bytes=300,

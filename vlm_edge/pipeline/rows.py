@@ -104,14 +104,18 @@ def read_rows(
 def _good_rows(lines: Sequence[tuple[int, bytes]], path: Path, *, need_tiles: bool) -> tuple[EvalRow, ...]:
     """Raises BadInput for the first line that is no row."""
     texts: list[tuple[int, str]] = []
+    undecoded: BadInput | None = None
     for number, line in lines:
         try:
             texts.append((number, line.decode("utf-8")))
         except UnicodeDecodeError as cause:
-            raise BadInput(f"{path}:{number}: not UTF-8: {cause.reason}", remedy="save the file in UTF-8") from cause
+            undecoded = BadInput(f"{path}:{number}: not UTF-8: {cause.reason}", remedy="save the file in UTF-8")
+            break
     rows = _parse_lines(texts, EvalRow, path)
-    for (number, _), row in zip(lines, rows, strict=True):
+    for (number, _), row in zip(texts, rows, strict=True):
         _check(row, f"{path}:{number}", need_tiles=need_tiles)
+    if undecoded is not None:  # a line before it that is no row would be the first to mend
+        raise undecoded
     return rows
 
 

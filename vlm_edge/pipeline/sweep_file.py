@@ -63,7 +63,7 @@ class Rule:
 class SweepFile:
     """bundles: name -> folder, relative to the file.  tasks: rows that are asked; none means all."""
 
-    points: tuple[Block, ...]
+    points: tuple[Block, ...] = ()
     bundles: dict[str, str] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     winner: Rule = field(default_factory=Rule)

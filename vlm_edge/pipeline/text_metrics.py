@@ -70,8 +70,8 @@ def number_of(text: str) -> float | None:
     bare = text.strip(_AROUND).lower()
     percent = bare.endswith("%")
     bare = bare.removesuffix("%").rstrip()
-    sign = "-" if bare.startswith("-") else ""
-    bare = sign + bare.lstrip("-").lstrip(_AROUND) if sign else bare
+    if bare.startswith("-"):  # the currency may stand behind the sign
+        bare = "-" + bare.removeprefix("-").lstrip(_AROUND)
     if not _NUMBER.fullmatch(bare):
         return None
     value = float(bare.replace(",", ""))
