@@ -11,6 +11,7 @@ from tests.fake_pipeline import FakePipeline
 from vlm_edge.cli.main import execute
 from vlm_edge.pipeline import sweep as sweep_module
 from vlm_edge.pipeline import sweep_chart
+from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.run import Pipeline
 
@@ -109,17 +110,27 @@ def test_a_misspelt_key_is_two_lines(words: list[str], tmp_path: Path, capsys: p
     assert fix == "fix: did you mean 'threshold'?"
 
 
+class OneQuestion(FakePipeline):
+    """Asked as `run` asks."""
+
+    def ask(self, image: list[str], question: str, options: AskOptions | None = None, **_: object) -> Answer:
+        return super().ask(Path(image[0]), question, options)
+
+
+@pytest.mark.usefixtures("pipeline")
 def test_run_asks_as_a_winner_does(
-    pipeline: FakePipeline, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ways.yaml").write_text("points: [{tiling: [auto], max_tiles: [2], reduce: [tome], keep: [0.25]}]\n")
     assert execute(words) == 0
     recipe = str(tmp_path / "out/nano-ways.yaml")
     assert execute(["recipes", "check", recipe]) == 0
+    running = OneQuestion()
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: running)
     asked = ["run", str(PAGE), "q1", "--recipe", recipe, "--json"]
     assert execute(asked) == 0
     assert execute([*asked, "--keep", "0.75"]) == 0
-    found = [options for name, _, options in pipeline.calls if name == PAGE.name]
+    found = [options for _, _, options in running.calls]
     assert [
         (each.tiling, each.max_tiles, each.reduce, each.keep) for each in found if isinstance(each, AskOptions)
     ] == [
