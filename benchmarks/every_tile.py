@@ -5,8 +5,9 @@
 HELD_OUT: as `python -m recipes.nano.evaluate make` draws it.  Two ways, over the same value questions:
 
 single: the global view and one cell of a grid without gaps, for every cell.
-longest: the global view and six tiles side by side, the longest sequence that the model was trained on, for every strip of
-    a page; strips overlap by a tile, and rows by half a tile, so that every line within a tile's width is whole in one of them.
+longest: the global view and a block of six tiles, two side by side in three rows, as many as the model was trained on, for
+    every such block of a page; blocks overlap by a tile sideways, and come again half a tile further down, so that every line
+    within a tile's width is whole in a row of one of them. (Six tiles in one row are read as one strip, which training never had.)
 
 A question is put to all of them. Two scores: the answer that was given most often, `not visible` aside; and whether any of the
 answers was right, which nobody can know without the truth: an upper bound. One line a page and way; a second run goes on.
@@ -39,8 +40,8 @@ from vlm_edge.vision.sources import load_image
 from vlm_edge.vision.tiling import Tile, grid_tiles
 
 WAYS = ("single", "longest")
-STRIP = 6
-"""Tiles in a sequence, as in training."""
+ACROSS, DOWN = 2, 3
+"""Tiles of a sequence: six, as in training, which showed two that abut side by side where a line needed them."""
 NEW_TOKENS = 64
 _BATCH = 16
 _SILENT = frozenset({NOT_VISIBLE, UNSUPPORTED, ""})
@@ -106,13 +107,17 @@ class Reader:
         return text.decode(tokens)
 
 
-def strips(image_px: tuple[int, int], side_px: int) -> Iterator[tuple[Tile, ...]]:
-    """Six tiles side by side (fewer on a narrow page), a tile's overlap from one strip to the next, half a tile between rows."""
+def blocks(image_px: tuple[int, int], side_px: int) -> Iterator[tuple[Tile, ...]]:
+    """Two tiles side by side in three rows (fewer on a small page), in steps of a tile, and all again half a tile further down."""
     width, height = image_px
-    count = max(1, min(STRIP, width // side_px))
-    for y in _starts(height, side_px, side_px // 2):
-        for x in _starts(width, count * side_px, max(1, count - 1) * side_px):
-            yield tuple(_tile(x + i * side_px, y, image_px, side_px) for i in range(count))
+    across, down = max(1, min(ACROSS, width // side_px)), max(1, min(DOWN, height // side_px))
+    tall, half = down * side_px, side_px // 2
+    lower = {half + y for y in _starts(height - 2 * half, tall, tall)} if height >= tall + 2 * half else set()
+    for y in sorted({*_starts(height, tall, tall), *lower}):
+        for x in _starts(width, across * side_px, max(1, across - 1) * side_px):
+            yield tuple(
+                _tile(x + i * side_px, y + j * side_px, image_px, side_px) for j in range(down) for i in range(across)
+            )
 
 
 def _starts(length: int, window: int, step: int) -> list[int]:
@@ -128,7 +133,7 @@ def _tile(x: int, y: int, image_px: tuple[int, int], side_px: int) -> Tile:
 def sequences(way: str, image_px: tuple[int, int], side_px: int) -> list[tuple[Tile, ...]]:
     """The tiles of each sequence."""
     if way == "longest":
-        return list(strips(image_px, side_px))
+        return list(blocks(image_px, side_px))
     return [(tile,) for tile in grid_tiles(image_px=image_px, tile_px=side_px, max_tiles=1 << 16)]
 
 
@@ -179,9 +184,10 @@ def measure(held_out: Path, out: Path, *, limit: int | None = None) -> None:
     if out.exists() and not out.read_bytes().endswith(b"\n"):  # cut short: it must not run into the next line
         out.write_bytes(out.read_bytes().rpartition(b"\n")[0] + b"\n")
     reader = Reader(open_bundle(NANO))
-    for image in dict.fromkeys(row.image for row in rows):
-        own = [row for row in rows if row.image == image]
-        for way in WAYS:
+    images = dict.fromkeys(row.image for row in rows)
+    for way in reversed(WAYS):  # the stronger one first
+        for image in images:
+            own = [row for row in rows if row.image == image]
             if (way, image) not in done:
                 page = read_page(reader, way, held_out, image, own)
                 with out.open("a", encoding="utf-8") as stream:

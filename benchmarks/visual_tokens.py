@@ -40,10 +40,10 @@ SHOWN_BY_STRATUM = (SALIENT, "salient, 6 tiles, threshold 0.9", "salient, 6 tile
 WITHIN_POINTS = 1.0
 EVERY_TILE_NOTE = (
     "The model takes six tiles in a sequence and no more, so every tile is read in many sequences. One: the global view and a "
-    "cell of a grid without gaps. Six: the global view and six tiles side by side; strips overlap by a tile, their rows by "
-    "half a tile. Tokens are those of every cell and one global view, once each, as one long sequence would have them; the "
-    "sequences read more. The commonest answer leaves out `not visible`; that any answer is right nobody can know without "
-    "the truth."
+    "cell of a grid without gaps, which cuts lines. Six: the global view and two tiles side by side in three rows; blocks "
+    "overlap by a tile, and come again half a tile further down. Tokens are those of every cell and one global view, once "
+    "each, as one long sequence would have them; the sequences read more. The commonest answer leaves out `not visible`; that "
+    "any answer is right nobody can know without the truth."
 )
 POSITION_HEADS = ("reduction", "tokens", "renumbered", "kept", "kept, less renumbered")
 POSITIONS_NOTE = (
@@ -121,8 +121,8 @@ def page(done: Done, prepared: Prepared, every: Sequence[Every], positions: dict
         verdict(done.findings),
         "Accuracy with Wilson's 95% interval; differences over the same rows, with the wider of Newcombe's paired interval and a "
         "bootstrap over pages. Own tiles are those that the generator knows to hold the answer, beside two others: a ceiling "
-        "for the choice of tiles. Peak memory is that of a process that asks this point alone. Times were taken on a busy machine "
-        "and are no benchmark.",
+        "for the choice of tiles. Peak memory is that of a process that asks this point alone; most "
+        "of it is the runtime's, and a MiB or two are chance. Times were taken on a busy machine and are no benchmark.",
         "## Every tile",
         _every_text(every, salient),
         "## Aims",
@@ -187,6 +187,12 @@ def _aims(done: Done, salient: Swept, every: Sequence[Every]) -> list[str]:
             f"- Six salient tiles within {WITHIN_POINTS:g} point of {one.name}, with a third of its tokens or fewer: "
             f"{'met' if met else 'not met'} ({_points(found)} points on {found.n} rows, {ratio:.1f} times fewer tokens)."
         )
+    for one in done.findings.points:
+        if one.swept.point.own_tiles:
+            found = difference(one.swept.evaluation.outcomes, salient.evaluation.outcomes)
+            parts.append(
+                f"- For scale: six salient tiles less the tiles that are known to hold the answer, {_points(found)} points."
+            )
     able = [one.swept for one in done.findings.points if one.swept.point.look.max_tiles == 6 and _is_method(one.swept)]
     within = [(one, difference(salient.evaluation.outcomes, one.evaluation.outcomes)) for one in able]
     near = [(one, found) for one, found in within if 100 * found.mean >= -WITHIN_POINTS]

@@ -16,6 +16,7 @@ from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.rows import EvalRow, read_rows
+from vlm_edge.vision.tiling import strips
 
 PAGES = Path(__file__).parents[2] / "calibration/pages"
 SIDE = 112
@@ -31,18 +32,20 @@ def reader() -> Reader:
 def test_every_pixel_lies_in_a_sequence(size: tuple[int, int], way: str) -> None:
     covered = np.zeros(size[::-1], bool)
     for tiles in sequences(way, size, SIDE):
-        assert 1 <= len(tiles) <= (every_tile.STRIP if way == "longest" else 1)
+        assert 1 <= len(tiles) <= (6 if way == "longest" else 1)
         for tile in tiles:
             assert 0 <= tile.x0 < tile.x1 <= size[0]
             assert 0 <= tile.y0 < tile.y1 <= size[1]
             covered[tile.y0 : tile.y1, tile.x0 : tile.x1] = True
-        assert all(a.x1 == b.x0 and a.y0 == b.y0 for a, b in itertools.pairwise(tiles))
     assert covered.all()
 
 
-def test_every_short_line_is_whole_in_a_strip() -> None:
-    size = (1403, 1111)
-    boxes = [(t[0].x0, t[0].y0, t[-1].x1, t[-1].y1) for t in sequences("longest", size, SIDE)]
+@pytest.mark.parametrize("size", [(1403, 1111), (896, 896), (1792, 1680), (1001, 1345), (900, 1009), (1200, 1120)])
+def test_every_short_line_is_whole_in_two_tiles_that_the_model_reads_as_one(size: tuple[int, int]) -> None:
+    boxes = []
+    for tiles in sequences("longest", size, SIDE):
+        assert list(strips(tiles)) == [(0, 1), (2, 3), (4, 5)]
+        boxes += [(a.x0, a.y0, b.x1, b.y1) for a, b in itertools.pairwise(tiles) if a.x1 == b.x0]
     rng = np.random.default_rng(0)
     for _ in range(500):
         width, height = int(rng.integers(20, SIDE + 1)), int(rng.integers(8, 20))
@@ -93,7 +96,7 @@ def test_a_page_that_is_logged_is_not_read_again(
     assert [(page.image, page.way) for page in read_log(out)] == read
     out.write_bytes(whole[:-20])
     every_tile.measure(tmp_path, out)
-    assert read[4:] == [("b.png", "longest")]
+    assert read[4:] == [("b.png", "single")]
     assert out.read_bytes() == whole
     assert {page.sequences for page in read_log(out) if page.way == "single"} == {6}
     assert read_rows(tmp_path / "questions.jsonl")[0].question == read_log(out)[0].answers[0][0]

@@ -88,9 +88,11 @@ def style(point: Mapping[str, Any]) -> tuple[str, str]:
     """Colour by reduction, mark by tiling; baselines of reduction have marks of their own."""
     look = point["look"]
     reduce = look["reduce"]
-    tiling = (
-        "none" if look["max_tiles"] == 0 and look["tiling"] != "grid" and not point["own_tiles"] else look["tiling"]
-    )
+    tiling = look["tiling"]
+    if point["own_tiles"]:
+        tiling = "given"
+    elif look["max_tiles"] == 0 and tiling != "grid":
+        tiling = "none"
     return _COLORS.get(reduce, "#56b4e9"), _BASELINE_MARKS.get(reduce, _MARKS.get(tiling, "o"))
 
 

@@ -83,7 +83,7 @@ class Point:
     @property
     def is_baseline(self) -> bool:
         """Whether it is there to be beaten: tokens at random or downsampled, tiles in grid order, the global view alone."""
-        return self.look.reduce in BASELINES or self.look.tiling == "none" or self.look.tiling == "grid"
+        return self.look.reduce in BASELINES or (not self.own_tiles and self.look.tiling in ("none", "grid"))
 
 
 def load_sweep(path: Path) -> SweepFile:

@@ -81,10 +81,10 @@ def judge_sweep(swept: Sequence[Swept], rule: Rule) -> Findings:
 
 def rule_text(rule: Rule) -> str:
     """The rule in a sentence."""
-    how = "the paired 95% interval says that" if rule.by == "interval" else "in this measurement"
+    how = "by the far end of the paired 95% interval" if rule.by == "interval" else "as measured"
     return (
-        f"the fewest visual tokens of all points that, {how}, lose at most {rule.within_points:g} points of accuracy "
-        "against the most accurate one"
+        "the fewest visual tokens of all points whose loss of accuracy against the most accurate one is at most "
+        f"{rule.within_points:g} percentage points, {how}"
     )
 
 
