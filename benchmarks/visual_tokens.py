@@ -38,6 +38,8 @@ SALIENT = "salient, 6 tiles, every token"
 SHOWN_BY_STRATUM = (SALIENT, "salient, 6 tiles, threshold 0.9", "salient, 6 tiles, tome 0.5", "salient, 6 tiles, landmark 0.5",
                     "salient, 6 tiles, random 0.5")  # fmt: skip
 WITHIN_POINTS = 1.0
+LEAST_ROWS = 100
+"""A baseline that was read on fewer so far is left out: its interval would say nothing."""
 EVERY_TILE_NOTE = (
     "The model takes six tiles in a sequence and no more, so every tile is read in many sequences. One: the global view and a "
     "cell of a grid without gaps, which cuts lines. Six: the global view and two tiles side by side in three rows; blocks "
@@ -143,7 +145,7 @@ def _commands() -> list[str]:
 
 def _every_text(every: Sequence[Every], salient: Swept) -> str:
     if not every:
-        return "Not measured yet: `python -m benchmarks.every_tile`."
+        return "Not measured yet on enough rows: `python -m benchmarks.every_tile` goes on where it ended."
     rows = []
     for one in every:
         found, score = paired(salient, one), one.score
@@ -179,7 +181,7 @@ def _points(found: Difference) -> str:
 
 def _aims(done: Done, salient: Swept, every: Sequence[Every]) -> list[str]:
     """Whether each aim is met, by the measured differences, with their intervals."""
-    parts = []
+    parts = [] if every else ["- Six salient tiles against every tile: not measured yet, see above."]
     for one in every:
         found, ratio = paired(salient, one), one.tokens / salient.evaluation.visual_before_mean
         met = 100 * found.mean >= -WITHIN_POINTS and ratio >= 3
@@ -280,7 +282,7 @@ def main() -> int:
         prepared = prepare(request)
         with render.progress(SWEEP.stem, prepared.steps) as step:
             done = run(prepared, on_step=step)
-        every = every_tile(read_log(work / "every.jsonl"), prepared.rows)
+        every = [one for one in every_tile(read_log(work / "every.jsonl"), prepared.rows) if one.score.n >= LEAST_ROWS]
         measured = work / "positions.json"
         positions = json.loads(measured.read_text()) if measured.exists() else None
         report = done.report | {"title": "nano, values on pages of 896 to 1792 px"}
