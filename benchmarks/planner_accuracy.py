@@ -115,8 +115,8 @@ def table(rows: list[Row]) -> str:
         "`python -m benchmarks.planner_accuracy --work FOLDER --out benchmarks/results/planner_accuracy`", "",
         f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, {versions}; resident memory at its most;",
         f"{FITTED_ON}. Bundles of the six families have towers of random weights and 6 layers and no decoder, whose items",
-        "are left out; llava-1.1b and llava-1.5-7b have an fp32 tower and an int4 decoder, random weights, and the whole context is",
-        "prefilled.", "",
+        "are left out; llava-1.1b and llava-1.5-7b have an fp32 tower and an int4 decoder, random weights, and the whole context",
+        "is prefilled.", "",
         "| model | setting | planned MiB | measured MiB | error |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     lines += [

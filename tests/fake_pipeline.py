@@ -11,6 +11,8 @@ from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadImage, VlmEdgeError
 from vlm_edge.pipeline.answer import Answer, TokenCounts
 from vlm_edge.pipeline.options import AskOptions
+from vlm_edge.pipeline.view_memory import ViewMemory
+from vlm_edge.vision.grounding import LabelledBox
 
 
 @dataclass
@@ -25,6 +27,7 @@ class FakePipeline:
     fails_on: str = ""
     failure: type[VlmEdgeError] = BadImage
     device: str = "cpu"
+    boxes: tuple[LabelledBox, ...] = ()
     calls: list[tuple[str, str, AskOptions | None]] = field(default_factory=list)
 
     @property
@@ -34,6 +37,10 @@ class FakePipeline:
             name="fake", self_sha256="0" * 64, limits=Limits(6, 768), defaults=RunDefaults(), model=model
         )
         return SimpleNamespace(manifest=manifest)
+
+    def remember_views(self) -> ViewMemory:
+        """It has none."""
+        return ViewMemory()
 
     def ask(self, image: Path, question: str, options: AskOptions | None = None) -> Answer:
         if image.name == self.fails_on:
@@ -45,7 +52,7 @@ class FakePipeline:
             text=self.answers.get(question, self.default),
             tokens=TokenCounts(visual_before=448, visual_after=112, prompt=130, generated=4),
             tiles=(),
-            boxes=(),
+            boxes=self.boxes,
             points=(),
             timings_ms=times | {"total": sum(times.values())},
             planned_peak_bytes=300,

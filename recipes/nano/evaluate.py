@@ -37,6 +37,7 @@ from vlm_edge.pipeline.run import Pipeline
 
 from .fonts import FontsMissing
 from .held_out import make
+from .pages import MAX_PAGE_PX, MIN_PAGE_PX
 from .report import configuration_table, overview_table, strata_table
 
 LEAST_CROWDED = 0.3
@@ -181,7 +182,7 @@ def cpu_name() -> str:
 def draw(arguments: argparse.Namespace) -> None:
     made = make(
         arguments.out, pages=arguments.pages, seed=arguments.seed, per_task=arguments.per_task,
-        held_out_typefaces=arguments.held_out_typefaces,
+        held_out_typefaces=arguments.held_out_typefaces, sides_px=tuple(arguments.sides),
     )  # fmt: skip
     print(f"{made.pages} pages; questions: {', '.join(f'{task} {n}' for task, n in made.questions.items())}")
     print(f"crowded (more text than all tiles can cover): {100 * made.crowded_share:.1f}% of pages")
@@ -200,6 +201,14 @@ def main() -> int:
     making.add_argument("--seed", type=int, default=1_000_000)
     making.add_argument("--per-task", type=int, default=500, help="draw further pages until each task has so many")
     making.add_argument("--held-out-typefaces", action="store_true", help="only typefaces that training never shows")
+    making.add_argument(
+        "--sides",
+        type=int,
+        nargs=2,
+        default=(MIN_PAGE_PX, MAX_PAGE_PX),
+        metavar="PX",
+        help="least and most of pages' sides",
+    )
     making.set_defaults(call=draw)
     running = commands.add_parser("run", help="evaluate a bundle in every configuration")
     running.add_argument("out", type=Path, help="what `make` wrote")

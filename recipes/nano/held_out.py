@@ -20,7 +20,7 @@ from vlm_edge.vision.tiling import Tile, reading_order
 
 from .fonts import check_fonts, load_font
 from .labels import TileBox
-from .pages import VIEW_PX, Line, Page, Style, draw_page
+from .pages import MAX_PAGE_PX, MIN_PAGE_PX, VIEW_PX, Line, Page, Style, draw_page
 from .questions import (
     TASKS,
     Question,
@@ -43,17 +43,29 @@ KEY_MARGIN_PX = VIEW_PX // 4
 
 @dataclass(frozen=True)
 class Made:
-    """How a set was drawn, its questions by task, and the share of pages with more text than all tiles can cover."""
+    """How a set was drawn, its questions by task, and the share of pages with more text than all tiles can cover.
+
+    sides_px: the least and the most that a page's sides may be.
+    """
 
     seed: int
     pages: int
     held_out_typefaces: bool
     questions: dict[str, int]
     crowded_share: float
+    sides_px: tuple[int, int] = (MIN_PAGE_PX, MAX_PAGE_PX)
     pillow: str = PIL.__version__
 
 
-def make(out: Path, *, pages: int, seed: int, per_task: int = 0, held_out_typefaces: bool = False) -> Made:
+def make(
+    out: Path,
+    *,
+    pages: int,
+    seed: int,
+    per_task: int = 0,
+    held_out_typefaces: bool = False,
+    sides_px: tuple[int, int] = (MIN_PAGE_PX, MAX_PAGE_PX),
+) -> Made:
     """Write OUT/pages/*.png, OUT/questions.jsonl and OUT/about.json.
 
     Pages past the first `pages` are drawn until every task has `per_task` questions, and ask only what is still short.
@@ -61,7 +73,10 @@ def make(out: Path, *, pages: int, seed: int, per_task: int = 0, held_out_typefa
     """
     if not FIRST_SEED <= seed <= LAST_SEED:
         raise BadInput(f"--seed {seed} may repeat training pages", remedy=f"use {FIRST_SEED} to {LAST_SEED}")
+    if not VIEW_PX < sides_px[0] <= sides_px[1]:
+        raise BadInput(f"pages of {sides_px[0]} to {sides_px[1]} px cannot be drawn", remedy=f"use over {VIEW_PX} px")
     check_fonts()
+    style = Style(held_out_typefaces=held_out_typefaces, min_side_px=sides_px[0], max_side_px=sides_px[1])
     (out / "pages").mkdir(parents=True, exist_ok=True)
     asked: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
     rows: list[EvalRow] = []
@@ -69,7 +84,7 @@ def make(out: Path, *, pages: int, seed: int, per_task: int = 0, held_out_typefa
     while index < pages or min(asked.values()) < per_task:
         tasks = {task for task in TASKS if index < pages or asked[task] < per_task}
         rng = np.random.default_rng((seed, index))
-        page = draw_page(rng, Style(held_out_typefaces=held_out_typefaces))
+        page = draw_page(rng, style)
         name = f"pages/{index:04d}.png"
         found = [row for row in page_rows(rng, page, name) if row.task in tasks]
         index += 1
@@ -82,7 +97,7 @@ def make(out: Path, *, pages: int, seed: int, per_task: int = 0, held_out_typefa
         rows += found
         if drawn % 50 == 0:
             print(f"{drawn} pages", dict(asked), flush=True)
-    made = Made(seed, drawn, held_out_typefaces, dict(asked), crowded / drawn)
+    made = Made(seed, drawn, held_out_typefaces, dict(asked), crowded / drawn, sides_px)
     with atomic_write(out / "questions.jsonl") as stream:
         stream.writelines(json.dumps(to_plain(row)).encode() + b"\n" for row in rows)
     with atomic_write(out / "about.json") as stream:

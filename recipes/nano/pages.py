@@ -1,7 +1,8 @@
 """Draws the pages that the nano model is trained and tested on, and knows where everything on them is.
 
-A page is 448 to 1344 px a side. It holds cards of `key: value` lines in dark ink, coloured shapes, and body text in
-light ink that no question asks about; the body text alone often covers more than six 112 px tiles can show.
+A page is 448 to 1344 px a side, or larger where a caller asks for that, which training never does. It holds cards of
+`key: value` lines in dark ink, coloured shapes, and body text in light ink that no question asks about; the body text
+alone often covers more than six 112 px tiles can show.
 """
 
 from __future__ import annotations
@@ -171,8 +172,11 @@ def background(rng: np.random.Generator, width: int, height: int) -> tuple[np.nd
     image[:] = np.clip(base, 0, 255).astype(np.int16)
     if amplitude:
         texture = _texture(int(rng.integers(24)))
-        top = int(rng.integers(MAX_PAGE_PX - height + 1))
-        left = int(rng.integers(MAX_PAGE_PX - width + 1))
+        # a texture of its own for each size would change every page of training: larger pages mirror it at its edges
+        beyond = [(0, max(0, side - MAX_PAGE_PX)) for side in (height, width)]
+        texture = np.pad(texture, beyond, mode="reflect")
+        top = int(rng.integers(texture.shape[0] - height + 1))
+        left = int(rng.integers(texture.shape[1] - width + 1))
         image += (texture[top : top + height, left : left + width] * amplitude).astype(np.int16)[..., None]
     np.clip(image, 0, 255, out=image)
     return image.astype(np.uint8), 0.72 <= mood < 0.86

@@ -141,6 +141,20 @@ def test_a_bad_line_is_named(loader: Loader, data: Path, capsys: pytest.CaptureF
     assert loader.asked_for == []
 
 
+def test_bad_lines_are_passed_over_with_keep_going(
+    loader: Loader, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a") as stream:
+        stream.write('{"image": "a.png"}\n{\n')
+    assert execute(["eval", "nano", str(data), "--keep-going", "--json"]) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert report["overall"]["n"] == 3
+    assert [line["line"] for line in report["bad_lines"]] == [4, 5]
+    assert f"passed over: {data}:4: " in shown.err
+    assert len(loader.pipeline.calls) == 3
+
+
 def test_options_of_run_that_choose_how_a_question_is_asked(loader: Loader, data: Path) -> None:
     chosen = ["--seed", "7", "--max-pixels", "99", "--budget", "1GiB", "--verify"]
     assert execute(["eval", "nano", str(data), *chosen, "--json"]) == 0

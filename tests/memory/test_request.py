@@ -32,7 +32,8 @@ def test_the_familys_own_rules() -> None:
     assert (visual.packed, visual.patches, visual.tokens, visual.prompt) == (True, 64 * 96, 32 * 48, 32 * 48)
     assert visual.view_px == 1344 * 896
     tiled = visual_of(QWEN, Request(image_px=(1344, 896), tiles=2))
-    assert (tiled.packed, tiled.views, tiled.patches) == (False, 3, 1024)
+    overview = 26 * 38  # patches of the whole image, in as many pixels as a view
+    assert (tiled.packed, tiled.views, tiled.patches) == (True, 1, overview + 2 * 1024)
 
 
 def test_no_tiles_is_the_whole_image_as_the_family_shows_it() -> None:

@@ -48,12 +48,12 @@ def test_joint_views_attend_to_each_other_and_are_padded() -> None:
 
 
 def test_a_packed_tower_by_hand() -> None:
-    # 1000 patches: pixels 3 * 2 * 1000 * 196; scores twice; five of the bias that parts images; a gated MLP of four inner tensors
+    # 1000 patches: pixels 3 * 2 * 1000 * 196; scores twice; four of the bias that parts images; a gated MLP of six inner tensors
     patches, width = 1000, 1280
-    linear = patches * (4 * 3420 + 6 * width)
-    values = 3 * 2 * patches * 196 + 2 * 16 * patches * patches + 5 * patches * patches + linear
+    linear = patches * (6 * 3420 + 9 * width)
+    values = 3 * 2 * patches * 196 + 2 * 16 * patches * patches + 4 * patches * patches + linear
     assert vision_activation_bytes(QWEN_TOWER, views=1, patches=patches, elem_bytes=2) == 2 * values
-    fused = 3 * 2 * patches * 196 + patches * (4 * 3420 + 9 * width)
+    fused = 3 * 2 * patches * 196 + patches * (6 * 3420 + 11 * width)
     assert vision_activation_bytes(QWEN_TOWER, views=1, patches=patches, elem_bytes=2, fused=True) == 2 * fused
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from tests.fake_pipeline import FakePipeline
 from vlm_edge.errors import BadImage, DamagedBundle
+from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.evaluate import evaluate
-from vlm_edge.pipeline.options import AskOptions
+from vlm_edge.pipeline.options import AskOptions, Box
 from vlm_edge.pipeline.rows import EvalRow, OutcomeLog
+from vlm_edge.vision.grounding import LabelledBox
 
 BOX = "<box>100,100,200,200</box>"
 ROWS = (
@@ -142,3 +144,53 @@ def test_a_relative_root_never_means_standard_input(root: Path, monkeypatch: pyt
     pipeline = FakePipeline(default="1")
     evaluate(pipeline, [EvalRow("-", "q", "1")], AskOptions(), root=Path())
     assert pipeline.calls[0][0] == "-"
+
+
+def test_several_images_accepted_answers_and_counts(root: Path) -> None:
+    rows = (
+        EvalRow(question="q1", images=("a.png", "b.png"), answers=("one", "1")),
+        EvalRow("b.png", "q2", "wrong!", metric="anls"),
+        EvalRow("b.png", "q2", "wrong!"),
+    )
+    pipeline = SeveralImages(ANSWERS)
+    found = evaluate(pipeline, rows, AskOptions(), root=root)
+    assert pipeline.calls[0][0] == "a.png b.png"
+    assert [outcome.right for outcome in found.outcomes] == [True, True, False]
+    assert found.outcomes[0].image == "a.png, b.png"
+    assert found.outcomes[0].image_bytes == 2
+    assert (found.prompt_mean, found.generated_mean) == (130, 4)
+    assert found.overall.exact == pytest.approx(1 / 3)
+    assert found.overall.anls == pytest.approx((1 + 2 * 5 / 6) / 3)
+    assert found.to_json()["tokens"]["generated_mean"] == 4
+
+
+@pytest.mark.parametrize(
+    ("boxes", "right", "overlap"),
+    [
+        ([(10, 10, 30, 30)], True, 1.0),
+        ([(10, 10, 30, 20)], True, 0.5),
+        ([(10, 10, 30, 19)], False, 0.45),
+        ([(50, 50, 60, 60), (10, 10, 30, 30)], False, 0.0),  # the first one is the answer
+        ([(10, 10, 10, 30)], False, 0.0),
+        ([], False, 0.0),
+    ],
+)
+def test_a_box_in_pixels_is_met_in_any_dialect(root: Path, boxes: list[Box], right: bool, overlap: float) -> None:
+    pipeline = FakePipeline(default="there", boxes=tuple(LabelledBox("", box) for box in boxes))
+    row = EvalRow("a.png", "where?", box=(10, 10, 30, 30))
+    (outcome,) = evaluate(pipeline, [row], AskOptions(), root=root).outcomes
+    assert (outcome.right, outcome.iou) == (right, pytest.approx(overlap))
+
+
+def test_a_box_row_that_fails_overlaps_nothing(root: Path) -> None:
+    row = EvalRow("b.png", "where?", box=(10, 10, 30, 30))
+    found = evaluate(FakePipeline(fails_on="b.png"), [row], AskOptions(), root=root, keep_going=True)
+    assert (found.overall.mean_iou, found.overall.right, found.overall.exact) == (0.0, 0, None)
+
+
+class SeveralImages(FakePipeline):
+    """Takes lists of images, whose names stand together."""
+
+    def ask(self, image: Path | list[Path], question: str, options: AskOptions | None = None) -> Answer:
+        paths = image if isinstance(image, list) else [image]
+        return super().ask(Path(" ".join(path.name for path in paths)), question, options)

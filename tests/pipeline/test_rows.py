@@ -10,7 +10,7 @@ import pytest
 
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.metrics import RowOutcome
-from vlm_edge.pipeline.rows import EvalRow, OutcomeLog, read_rows, row_hash
+from vlm_edge.pipeline.rows import BadLine, EvalRow, OutcomeLog, read_rows, row_hash
 
 GOOD = {"image": "page.png", "question": "what is the total?", "answer": "12.50"}
 
@@ -52,6 +52,15 @@ def test_rows_come_out_as_written(tmp_path: Path) -> None:
         (GOOD | {"tiles": [[-1, 0, 5, 9]]}, "tile"),
         (GOOD | {"answer": "<box>1,2,3</box>"}, "damaged box"),
         (GOOD | {"answer": "<box>3,3,1,1</box>"}, "damaged box"),
+        (GOOD | {"answers": ["12.5"]}, "both answer and answers are given"),
+        (GOOD | {"box": [0, 0, 5, 5]}, "both answer and box are given"),
+        ({"image": "a", "question": "b", "answers": []}, "no answer is given"),
+        ({"image": "a", "question": "b", "answers": ["<box>1</box>"]}, "damaged box"),
+        ({"image": "a", "question": "b", "box": [5, 0, 5, 9]}, "box"),
+        ({"image": "a", "question": "b", "box": [0, 0, 1.5, 9]}, "box"),
+        (GOOD | {"images": ["b.png"]}, "both image and images are given"),
+        ({"images": ["a.png", " "], "question": "b", "answer": "c"}, "images is empty"),
+        (GOOD | {"metric": "anlz"}, "metric has no value 'anlz'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, bad: dict[str, Any] | str, says: str) -> None:
@@ -61,6 +70,50 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: dict[str, Any] | str, says: st
     assert f"{path}:3: " in failure.value.message
     assert says in failure.value.message
     assert failure.value.remedy
+
+
+def test_images_answers_metric_and_box(tmp_path: Path) -> None:
+    several = {"images": ["a.png", "b.png"], "question": "same?", "answers": ["yes", "they are"], "metric": "anls"}
+    boxed = {"image": "a.png", "question": "where?", "box": [1, 2, 30, 40]}
+    first, second = read_rows(write(tmp_path, several, boxed))
+    assert (first.paths, first.accepted, first.metric) == (("a.png", "b.png"), ("yes", "they are"), "anls")
+    assert (second.paths, second.accepted, second.box) == (("a.png",), ("",), (1, 2, 30, 40))
+
+
+def test_bad_lines_are_told_and_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD, "{", GOOD | {"anser": "x"}, "", GOOD | {"question": "second?"})
+    with path.open("ab") as stream:
+        stream.write(b'\xff\n{"image": "a.png"}\n' + json.dumps(GOOD | {"question": "third?"}).encode())
+    bad: list[BadLine] = []
+    rows = read_rows(path, on_bad=bad.append)
+    assert [row.question for row in rows] == [GOOD["question"], "second?", "third?"]
+    assert [line.number for line in bad] == [2, 3, 6, 7]
+    assert [line.problem.split(":")[0] for line in bad] == ["not valid JSON", "anser", "not UTF-8", "question is empty"]
+    told: list[BadLine] = []
+    assert len(read_rows(path, limit=2, on_bad=told.append)) == 2
+    assert [line.number for line in told] == [2, 3]
+    with pytest.raises(BadInput, match=r":2: "):
+        read_rows(path)
+
+
+def test_a_file_of_bad_lines_alone_is_refused(tmp_path: Path) -> None:
+    bad: list[BadLine] = []
+    with pytest.raises(BadInput, match="no row that can be asked"):
+        read_rows(write(tmp_path, "{", "7"), on_bad=bad.append)
+    assert [line.number for line in bad] == [1, 2]
+
+
+def test_the_same_failure_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for _ in range(2):
+        log = OutcomeLog(path)
+        log.add(outcome("a", error="damaged"))
+        log.add(outcome("a", error="damaged"))
+    assert len(path.read_text("utf-8").splitlines()) == 1
+    OutcomeLog(path).add(outcome("a", error="missing"))
+    OutcomeLog(path).add(outcome("a", answer="1"))
+    assert len(path.read_text("utf-8").splitlines()) == 3
+    assert OutcomeLog(path).get("a") == outcome("a", answer="1")
 
 
 def test_a_misspelt_key_has_a_suggestion(tmp_path: Path) -> None:

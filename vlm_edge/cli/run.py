@@ -48,6 +48,12 @@ Inputs = Annotated[
 Bundle = Annotated[
     Path | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)
 ]
+RecipeFile = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="FILE", help="Ask as this recipe says where no option says otherwise.", show_default=False
+    ),
+]
 Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more random.")]
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that reach this probability.")]
 Stop = Annotated[
@@ -73,6 +79,7 @@ Explain = Annotated[
 def run(
     inputs: Inputs,
     bundle: Bundle = None,
+    recipe: RecipeFile = None,
     budget: Budget = None,
     max_tiles: MaxTiles = None,
     tiling: Tiling = None,
@@ -123,6 +130,12 @@ def run(
     from vlm_edge.pipeline.run import Pipeline
 
     opened = find_bundle(bundle)
+    if recipe is not None:
+        from vlm_edge.core.recipe import load_recipe
+        from vlm_edge.pipeline.recipe_checks import find_recipe
+        from vlm_edge.pipeline.recipe_options import with_recipe
+
+        options = with_recipe(options, load_recipe(find_recipe(recipe)), opened)
     fitted = preflight(opened, images, options, budget, device=device, again=text is not None)
     options = fitted.options
     if fitted.asked_tiles is not None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vlm_edge.memory import formulas, vision, weights
 from vlm_edge.memory.phases import PHASES, Place, PlanItem
-from vlm_edge.memory.request import BITS, Request, Subject, Visual, views_in_call
+from vlm_edge.memory.request import BITS, Request, Subject, Visual
 from vlm_edge.units import format_bytes
 
 RESERVE_SHARE, TIGHT_SHARE = 16, 64
@@ -142,7 +142,7 @@ def _linear_formula(count: int, request: Request) -> str:
 def _vision(subject: Subject, request: Request, visual: Visual, apart: Place) -> list[PlanItem]:
     if subject.vision is None or subject.projector is None or not visual.views:
         return []
-    elem, views = request.elem_bytes, views_in_call(visual.at_once, most=request.encode_views)
+    elem, views = request.elem_bytes, min(visual.at_once, request.encode_views)
     if subject.vision.joint_views > 1:
         views = visual.at_once
     copies = 1 if request.target == "cpu" and not visual.packed else 2

@@ -24,7 +24,7 @@ VISION_DTYPES = ("fp16", "fp32", "int8")
 KV_DTYPES = ("fp32", "fp16", "int8", "int4")
 TARGETS = ("cpu", "cuda")
 GROUP_SIZES = (16, 32, 64, 128, 256)
-ENCODE_VIEWS = 8
+ENCODE_VIEWS = 4
 PREFILL_CHUNK = 512
 """Views in one call of the encoder and positions in one of the decoder: the plan's bound, and what the runners keep to."""
 MOST_IMAGES, MOST_BATCH, MOST_TILES, MOST_CONTEXT, MOST_EDGE_PX = 1 << 10, 1 << 16, 1 << 12, 1 << 24, 1 << 20
@@ -138,15 +138,6 @@ class Visual:
     tokens: int = 0
     prompt: int = 0
     cross: int = 0
-
-
-def views_in_call(views: int, *, most: int = ENCODE_VIEWS) -> int:
-    """Views in the encoder's largest call: as few calls as `most` allows, with as even a share for each as there is.
-
-    Nine views are 5 and 4, not 8 and 1: the same two calls, with less held.
-    """
-    calls = max(1, -(-views // most))
-    return -(-views // calls)
 
 
 def visual_of(subject: Subject, request: Request) -> Visual:

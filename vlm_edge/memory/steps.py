@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vlm_edge.core.specs import ProjectorSpec, TextSpec, VisionSpec
 from vlm_edge.memory import vision, weights
 from vlm_edge.memory.phases import Plan, PlanItem, sum_up
-from vlm_edge.memory.request import Request, Subject, Visual, views_in_call, visual_of
+from vlm_edge.memory.request import Request, Subject, Visual, visual_of
 
 TORCH_RUNTIME_BYTES = 640 << 20
 """A process with torch, transformers and ONNX imported holds 376 MiB before any weight (2026-11); the rest is for the tracer."""
@@ -85,7 +85,7 @@ def _calibrate(text: TextSpec, budget_bytes: int) -> Plan:
 def _build(tower: _Tower, request: Request, budget_bytes: int) -> Plan:
     """TensorRT holds the network's weights and the engine's, and runs candidates on real inputs. Not run with TensorRT."""
     phases, stored = ("build",), tower.weights("fp32" if request.vision_dtype == "fp32" else "fp16")
-    views = 1 if tower.visual.packed else views_in_call(tower.visual.at_once, most=request.encode_views)
+    views = 1 if tower.visual.packed else min(tower.visual.at_once, request.encode_views)
     running = tower.running(
         views, patches=tower.visual.patches, elem_bytes=request.elem_bytes, fused=request.fused_vision
     )

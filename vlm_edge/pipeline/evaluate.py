@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from vlm_edge.core.load import to_plain
 from vlm_edge.errors import BadInput, DoesNotFit
 from vlm_edge.pipeline.answer import Answer
-from vlm_edge.pipeline.metrics import RowOutcome, Score, judge
+from vlm_edge.pipeline.metrics import IOU_LIMIT, RowOutcome, Score, box_iou, judge
 from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.rows import EvalRow, OutcomeLog, digest, row_hash
 from vlm_edge.vision.fingerprint import fingerprint
@@ -20,8 +20,11 @@ from vlm_edge.vision.fingerprint import fingerprint
 class Asker(Protocol):
     """What answers: a Pipeline, or anything else with its `ask`."""
 
-    def ask(self, image: Path, question: str, options: AskOptions | None = None) -> Answer:
-        """One answer; raises BadInput or DoesNotFit for an image or a question that cannot be used."""
+    def ask(self, image: Path | list[Path], question: str, options: AskOptions | None = None) -> Answer:
+        """One answer about an image, or about several.
+
+        Raises BadInput or DoesNotFit for an image or a question that cannot be used.
+        """
         ...
 
 
@@ -39,6 +42,9 @@ class Evaluation:
     strata: Mapping[str, Score]
     visual_before_mean: float
     visual_after_mean: float
+    prompt_mean: float
+    generated_mean: float
+    image_bytes_mean: float
     first_question_ms: Mapping[str, float]
     later_question_ms: Mapping[str, float]
     planned_peak_bytes: int
@@ -55,7 +61,10 @@ class Evaluation:
             "tokens": {
                 "visual_before_mean": round(self.visual_before_mean, 2),
                 "visual_after_mean": round(self.visual_after_mean, 2),
+                "prompt_mean": round(self.prompt_mean, 2),
+                "generated_mean": round(self.generated_mean, 2),
             },
+            "image_bytes_mean": round(self.image_bytes_mean),
             "timings_ms": {
                 "first_question": {name: round(value, 2) for name, value in self.first_question_ms.items()},
                 "later_question": {name: round(value, 2) for name, value in self.later_question_ms.items()},
@@ -94,15 +103,15 @@ def evaluate(
     root, log = root.absolute(), log or OutcomeLog()
     outcomes: dict[int, RowOutcome] = {}
     resumed = 0
-    for image, group in _by_image(rows):
-        content = _content(root / image)
+    for paths, group in by_image(rows):
+        content = content_of(root, paths)
         for index in group:
             row = rows[index]
             chosen = replace(options, tiles=row.tiles) if tiles_from_data else options
-            identity = digest([row_hash(row), content, to_plain(chosen), asked_of])
+            identity = identity_of(row, content, chosen, asked_of)
             known = log.get(identity)
             if known is None:
-                known = _ask(asker, row, chosen, root=root, identity=identity, keep_going=keep_going)
+                known = ask_row(asker, row, chosen, root=root, identity=identity, keep_going=keep_going)
                 log.add(known)
             else:
                 resumed += 1
@@ -111,41 +120,53 @@ def evaluate(
     return summarise([outcomes[index] for index in range(len(rows))], resumed=resumed)
 
 
-def _by_image(rows: Sequence[EvalRow]) -> Iterator[tuple[str, list[int]]]:
-    groups: dict[str, list[int]] = {}
+def by_image(rows: Sequence[EvalRow]) -> Iterator[tuple[tuple[str, ...], list[int]]]:
+    """Image paths, and the indices of the rows about them, in the order of the file."""
+    groups: dict[tuple[str, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(row.image, []).append(index)
+        groups.setdefault(row.paths, []).append(index)
     yield from groups.items()
 
 
-def _content(path: Path) -> str:
-    """What identifies an image, or nothing where it cannot be read: the question will say why."""
+def content_of(root: Path, paths: Sequence[str]) -> str:
+    """What identifies images, or nothing where one cannot be read: the question will say why."""
     try:
-        return fingerprint(path)
+        return " ".join(fingerprint(root / path) for path in paths)
     except BadInput:
         return ""
 
 
-def _ask(asker: Asker, row: EvalRow, options: AskOptions, *, root: Path, identity: str, keep_going: bool) -> RowOutcome:
+def identity_of(row: EvalRow, content: str, options: AskOptions, asked_of: str) -> str:
+    """What tells an outcome from all others in a log."""
+    return digest([row_hash(row), content, to_plain(options), asked_of])
+
+
+def ask_row(
+    asker: Asker, row: EvalRow, options: AskOptions, *, root: Path, identity: str, keep_going: bool
+) -> RowOutcome:
+    """Ask one question and judge the answer; what keep_going means is told at `evaluate`."""
+    paths = [root / path for path in row.paths]
     blank = RowOutcome(
         id=identity,
         row=row_hash(row),
-        image=row.image,
+        image=", ".join(row.paths),
         question=row.question,
         task=row.task,
         stratum=row.stratum,
-        expected=row.answer,
+        expected=row.accepted[0],
+        also=row.accepted[1:],
     )
     try:
-        answer = asker.ask(root / row.image, row.question, options)
+        answer = asker.ask(paths if row.images else paths[0], row.question, options)
     except (BadInput, DoesNotFit) as failure:
         if not keep_going:
-            message = f"{failure.message} (asked {row.question!r} about {row.image})"
+            message = f"{failure.message} (asked {row.question!r} about {blank.image})"
             raise type(failure)(
                 message, remedy=f"{failure.remedy}; or pass over such rows with --keep-going"
             ) from failure
-        return replace(blank, iou=judge(row.answer, "")[1], error=failure.message)
-    right, overlap = judge(row.answer, answer.text)
+        nothing = 0.0 if row.box is not None else judge(row.accepted[0], "")[1]
+        return replace(blank, iou=nothing, error=failure.message)
+    right, overlap = _judged(row, answer)
     return replace(
         blank,
         answer=answer.text,
@@ -153,10 +174,22 @@ def _ask(asker: Asker, row: EvalRow, options: AskOptions, *, root: Path, identit
         iou=overlap,
         visual_before=answer.tokens.visual_before,
         visual_after=answer.tokens.visual_after,
+        prompt_tokens=answer.tokens.prompt,
+        generated_tokens=answer.tokens.generated,
+        image_bytes=sum(path.stat().st_size for path in paths),
         timings_ms={name: round(value, 3) for name, value in answer.timings_ms.items()},
         planned_peak_bytes=answer.planned_peak_bytes,
         measured_peak_bytes=answer.measured_peak_bytes,
     )
+
+
+def _judged(row: EvalRow, answer: Answer) -> tuple[bool, float | None]:
+    """A box in source pixels is met by the first box of the answer, in whatever dialect it was written."""
+    if row.box is None:
+        return judge(row.accepted[0], answer.text, metric=row.metric, also=row.accepted[1:])
+    x0, y0, x1, y1 = answer.boxes[0].box if answer.boxes else (0, 0, 0, 0)
+    overlap = box_iou(row.box, (x0, y0, x1, y1)) if x0 < x1 and y0 < y1 else 0.0
+    return overlap >= IOU_LIMIT, overlap
 
 
 def summarise(outcomes: Sequence[RowOutcome], *, resumed: int = 0) -> Evaluation:
@@ -174,6 +207,9 @@ def summarise(outcomes: Sequence[RowOutcome], *, resumed: int = 0) -> Evaluation
         strata={tag: Score.of([o for o in outcomes if tag in o.stratum]) for tag in tags},
         visual_before_mean=fmean(o.visual_before for o in answered) if answered else 0.0,
         visual_after_mean=fmean(o.visual_after for o in answered) if answered else 0.0,
+        prompt_mean=fmean(o.prompt_tokens for o in answered) if answered else 0.0,
+        generated_mean=fmean(o.generated_tokens for o in answered) if answered else 0.0,
+        image_bytes_mean=fmean(o.image_bytes for o in answered) if answered else 0.0,
         first_question_ms=_medians(first),
         later_question_ms=_medians(later),
         planned_peak_bytes=max((o.planned_peak_bytes for o in answered), default=0),

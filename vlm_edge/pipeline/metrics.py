@@ -1,4 +1,4 @@
-"""Scores of answers: exact match or box overlap, a 95% interval, and a paired test of two runs. No I/O."""
+"""Scores of answers: exact match, ANLS, relaxed numbers or box overlap, a 95% interval, and a paired test. No I/O."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from statistics import NormalDist, fmean
 from typing import Any, ClassVar
 
+from vlm_edge.core.load import OMIT_DEFAULT
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.options import Box
+from vlm_edge.pipeline.text_metrics import ANLS_LEAST, anls, relaxed_match
 
+METRICS = ("exact", "anls", "relaxed")
+"""What may decide that a text is right."""
 IOU_LIMIT = 0.5
 """A box is right from this intersection over union on."""
 _BOX = re.compile(r"<box>(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})</box>")
@@ -24,7 +28,7 @@ class RowOutcome:
 
     row: hash of the row.  id: hash of the row, its image's content, the options and what answered.  iou: mean over the
     boxes of an answer that should hold some, else None.  visual_before, visual_after: image tokens before and after
-    reduction.  error: why there is no answer; then the row is not right.
+    reduction.  error: why there is no answer; then the row is not right.  also: further answers that are accepted.
     """
 
     id: str
@@ -43,12 +47,24 @@ class RowOutcome:
     planned_peak_bytes: int = 0
     measured_peak_bytes: int = 0
     error: str = ""
+    also: tuple[str, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    image_bytes: int = 0
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every text that is right."""
+        return (self.expected, *self.also)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy over n rows with its 95% Wilson interval. Rows that ended in an error count as wrong."""
+    """Accuracy over n rows with its 95% Wilson interval. Rows that ended in an error count as wrong.
+
+    exact, anls, relaxed: means over the rows that ask for a text, whatever decides that it is right; None without such rows.
+    """
 
     n: int
     right: int
@@ -57,6 +73,9 @@ class Score:
     low: float
     high: float
     mean_iou: float | None
+    exact: float | None = None
+    anls: float | None = None
+    relaxed: float | None = None
 
     @staticmethod
     def of(outcomes: Sequence[RowOutcome]) -> Score:
@@ -64,6 +83,7 @@ class Score:
         n, right = len(outcomes), sum(outcome.right for outcome in outcomes)
         low, high = wilson(right, n)
         overlaps = [outcome.iou for outcome in outcomes if outcome.iou is not None]
+        texts = [outcome for outcome in outcomes if outcome.iou is None]
         return Score(
             n=n,
             right=right,
@@ -72,6 +92,9 @@ class Score:
             low=low,
             high=high,
             mean_iou=fmean(overlaps) if overlaps else None,
+            exact=fmean(not o.error and is_right("exact", o.accepted, o.answer) for o in texts) if texts else None,
+            anls=fmean(0.0 if o.error else anls(o.accepted, o.answer) for o in texts) if texts else None,
+            relaxed=fmean(not o.error and relaxed_match(o.accepted, o.answer) for o in texts) if texts else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -82,8 +105,15 @@ class Score:
             "errors": self.errors,
             "accuracy": round(self.accuracy, 4),
             "interval_95": [round(self.low, 4), round(self.high, 4)],
-            "mean_iou": None if self.mean_iou is None else round(self.mean_iou, 4),
+            "mean_iou": _rounded(self.mean_iou),
+            "exact": _rounded(self.exact),
+            "anls": _rounded(self.anls),
+            "relaxed": _rounded(self.relaxed),
         }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 @dataclass(frozen=True)
@@ -100,16 +130,25 @@ class Comparison:
         return {"n": self.n, "only_a": self.only_a, "only_b": self.only_b, "p_value": self.p_value}
 
 
-def judge(expected: str, answer: str) -> tuple[bool, float | None]:
+def is_right(metric: str, accepted: Sequence[str], answer: str) -> bool:
+    """Whether a text is right by one of METRICS: equal, blanks at both ends aside; similar by ANLS_LEAST; or a near number."""
+    if metric == "anls":
+        return anls(accepted, answer) >= ANLS_LEAST
+    if metric == "relaxed":
+        return relaxed_match(accepted, answer)
+    return any(answer.strip() == each.strip() for each in accepted)
+
+
+def judge(expected: str, answer: str, *, metric: str = "exact", also: Sequence[str] = ()) -> tuple[bool, float | None]:
     """Whether an answer is right, and its overlap where a box is asked for.
 
-    Ordinary answers must equal `expected`, blanks at both ends aside.  Where `expected` holds boxes, the words around
+    Ordinary answers are judged by `metric` against `expected` and `also`.  Where `expected` holds boxes, the words around
     them must be equal, the number of boxes too, and each must reach IOU_LIMIT with its counterpart; the overlap is the
     mean IoU, 0 for an answer of the wrong form.
     """
     wanted = boxes_of(expected)
     if not wanted:
-        return answer.strip() == expected.strip(), None
+        return is_right(metric, (expected, *also), answer), None
     given = boxes_of(answer)
     if given is None or len(given) != len(wanted) or _words(answer) != _words(expected):
         return False, 0.0

@@ -14,7 +14,7 @@ from PIL.Image import Image as PilImage
 from vlm_edge.backends.onnx.session import share_arena
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, verify_hashes
-from vlm_edge.core.contracts import Floats, Positions, SaliencyRunner, Span
+from vlm_edge.core.contracts import EncoderRunner, Floats, Positions, SaliencyRunner, Span
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import Plan
@@ -30,11 +30,13 @@ from vlm_edge.pipeline.planning import (
     least_layouts,
     open_picture,
     plan,
+    reduced_px,
     source_header,
 )
 from vlm_edge.pipeline.preflight import choose_device, find_bundle
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
+from vlm_edge.pipeline.view_memory import ViewMemory
 from vlm_edge.pipeline.views import ASKS_THE_QUESTION, Hints, Seen, SeenCache, see, timed
 from vlm_edge.units import parse_bytes
 from vlm_edge.vision import sources
@@ -57,7 +59,7 @@ class Pipeline:
                 f"models of the family {self._family.name} can be planned, not run", remedy="use another bundle"
             )
         self._prompt = self._family.prompt(bundle)
-        self._encoder = open_encoder(bundle, device, threads)
+        self._encoder: EncoderRunner = open_encoder(bundle, device, threads)
         self._engine = backend.engine(
             bundle.path("llm.graph", target=decoder_target(device)),
             self._spec.text,
@@ -68,6 +70,7 @@ class Pipeline:
         self._load_ms = 1000 * (time.perf_counter() - started)
         self._join_rows = bundle.manifest.recipe.get("join_rows") is True
         self._cache = SeenCache()
+        self._views: ViewMemory | None = None
         self._threads = threads
         self._networks: dict[str | None, SaliencyRunner] = {}
         self._in_engine: list[tuple[str, int]] = []
@@ -230,6 +233,15 @@ class Pipeline:
         """Drop the visual tokens and the prompt that are remembered: the next question costs all that a new image does."""
         self._cache, self._in_engine = SeenCache(), []
 
+    def remember_views(self) -> ViewMemory:
+        """From now on, do not decode, search and encode an image again that is asked about in another way.
+
+        Answers stay as they are, times do not: the result tells what was saved.
+        """
+        self._views = ViewMemory()
+        self._encoder = self._views.encoder(self._encoder)
+        return self._views
+
     def _see(
         self,
         image: ImageInput,
@@ -246,16 +258,28 @@ class Pipeline:
         with timed(timings, "preprocess"):
             if isinstance(image, PilImage):
                 check_fits(planned)  # its fingerprint decodes it
-            key = fingerprint(image) + about
+            content = fingerprint(image)
+            key = content + about
         known = self._cache.get(key)
         if known is None:
             check_fits(planned)
+            views, shown_as = self._views, look
             with timed(timings, "preprocess"):
-                pixels = open_picture(self.bundle, image, header, look, max_pixels)
+                if views is None:
+                    pixels = open_picture(self.bundle, image, header, look, max_pixels)
+                else:
+                    pixels = views.pixels(
+                        f"{content} {reduced_px(self.bundle, look)}",
+                        lambda: open_picture(self.bundle, image, header, look, max_pixels),
+                    )
+                    # elsewhere a tile is a cell of the family's grid, and not given as a box
+                    shown_as = views.look(content, look) if self._family.free_tiles else look
             known = see(
-                pixels, source_px=(header.width, header.height), look=look, prompt=self._prompt, encoder=self._encoder,
+                pixels, source_px=(header.width, header.height), look=shown_as, prompt=self._prompt, encoder=self._encoder,
                 timings_ms=timings, free_tiles=self._family.free_tiles, join_rows=self._join_rows, hints=hints,
             )  # fmt: skip
+            if views is not None:
+                views.keep_tiles(content, look, known.tiles, timings["saliency"])
             self._cache.put(key, known)
         return known, key
 

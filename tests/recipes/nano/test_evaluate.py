@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.nano import evaluate, held_out
+from recipes.nano import evaluate, held_out, pages
 from recipes.nano.fonts import FontsMissing, check_fonts
 from recipes.nano.labels import TileBox
 from recipes.nano.pages import VIEW_PX, draw_page
@@ -136,3 +136,41 @@ def test_run_compares_every_configuration(
     assert len(pipeline.calls) == 7 * len(rows)
     assert evaluate.main() == 0
     assert len(pipeline.calls) == 7 * len(rows)
+
+
+def test_larger_pages_are_drawn_when_asked_for(tmp_path: Path, folder: Path) -> None:
+    made = held_out.make(tmp_path, pages=2, seed=SEED, sides_px=(1500, 1792))
+    assert made.sides_px == (1500, 1792)
+    for path in sorted((tmp_path / "pages").glob("*.png")):
+        with Image.open(path) as page:
+            assert all(1500 <= side <= 1792 for side in page.size)
+    usual = json.loads((folder / "about.json").read_text())
+    assert usual["sides_px"] == [448, 1344]
+
+
+@pytest.mark.parametrize("sides", [(100, 500), (900, 899)])
+def test_pages_that_cannot_be_drawn_are_refused(tmp_path: Path, sides: tuple[int, int]) -> None:
+    with pytest.raises(BadInput, match="cannot be drawn"):
+        held_out.make(tmp_path, pages=1, seed=SEED, sides_px=sides)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [(448, 1344), (1344, 500), (1792, 1345)])
+def test_a_texture_covers_pages_of_any_size_and_leaves_small_ones_as_they_were(size: tuple[int, int]) -> None:
+    width, height = size
+    for seed in range(12):
+        ground, _ = pages.background(np.random.default_rng(seed), width, height)
+        assert ground.shape == (height, width, 3)
+        if max(size) <= pages.MAX_PAGE_PX:
+            rng = np.random.default_rng(seed)
+            mood = rng.random()  # the draws that stand before the texture's, one by one
+            base = rng.integers(205, 256) if mood < 0.72 else rng.integers(25, 65) if mood < 0.86 else None
+            shade = rng.integers(165, 250, 3) if base is None else base + rng.integers(-12, 13, 3)
+            amplitude = float(rng.choice([0.0, 0.03, 0.06, 0.1, 0.14])) * (0.6 if mood >= 0.72 else 1.0)
+            expected = np.empty((height, width, 3), np.int16)
+            expected[:] = np.clip(shade, 0, 255)
+            if amplitude:
+                texture = pages._texture(int(rng.integers(24)))
+                top, left = int(rng.integers(1345 - height)), int(rng.integers(1345 - width))
+                expected += (texture[top : top + height, left : left + width] * amplitude).astype(np.int16)[..., None]
+            assert np.array_equal(ground, np.clip(expected, 0, 255))

@@ -14,7 +14,7 @@ from vlm_edge.core import host
 from vlm_edge.core.contracts import Floats
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.memory.request import views_in_call
+from vlm_edge.memory.plan import ENCODE_VIEWS
 
 UNSIGNED = ".unsigned_codes"
 """The end of the names of 8-bit weights that are unsigned, which every CPU multiplies exactly."""
@@ -24,7 +24,7 @@ _INTEGER_PRODUCT = b"MatMulInteger"
 class OnnxEncoder:
     """Runs a graph whose inputs are the arrays that images become, and whose output is visual embeddings.
 
-    A graph of views ([V, ...] in every input, one V) is run on views_in_call at a time; a graph of packed patches
+    A graph of views ([V, ...] in every input, one V) is run on at most ENCODE_VIEWS views at a time; a graph of packed patches
     as a whole, since its parts see each other.  Raises BadInput for a graph that this CPU would compute wrongly.
     """
 
@@ -78,7 +78,7 @@ class OnnxEncoder:
 
     def _by_chunks(self, arrays: Mapping[str, NDArray[Any]]) -> Floats:
         views = len(next(iter(arrays.values())))
-        most = views_in_call(views)
+        most = min(views, ENCODE_VIEWS)
         first = self._run({name: array[:most] for name, array in arrays.items()})
         if most == views:
             return first

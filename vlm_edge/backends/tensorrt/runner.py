@@ -16,7 +16,6 @@ from vlm_edge.backends.tensorrt.cuda import Stream
 from vlm_edge.backends.tensorrt.library import failure, import_tensorrt, open_log
 from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.memory.request import views_in_call
 
 _FOREIGN = "build the engine from an encoder that vlm-edge exported"
 
@@ -78,9 +77,8 @@ class TensorRtEncoder:
             )
         self._stream.make_current()
         features = np.empty((len(pixels), *self._feature_shape), np.float32)
-        views = views_in_call(len(pixels), most=self.max_views)
-        for start in range(0, len(pixels), views):
-            features[start : start + views] = self._run(pixels[start : start + views])
+        for start in range(0, len(pixels), self.max_views):
+            features[start : start + self.max_views] = self._run(pixels[start : start + self.max_views])
         if check and not np.isfinite(features).all():
             raise CheckFailed(
                 "the vision encoder produced values that are not finite",
