@@ -25,11 +25,11 @@ from vlm_edge.pipeline.plan import PlanOptions, make_report
 from vlm_edge.units import MIB
 
 FITTED_ON = (
-    "constants were fitted on the same bundles at other sizes and numbers of tiles (nano at 640 x 480 and 1322 x 1344 px with 2 "
-    "and 6 tiles, llava with 0, 3, 7 and 11, others at sizes that are not below), and on two random decoders; llava-1.1b and "
+    "constants were fitted on the same bundles at other sizes and numbers of tiles (nano at 640 x 480, 1322 x 1344 and "
+    "2000 x 1500 px, llava with 0, 3, 7 and 11, others at sizes that are not below), and on two random decoders; llava-1.1b and "
     "llava-1.5-7b were not used"
 )
-NANO = [(tiles, size) for tiles in (1, 3, 5) for size in ("800x600", "2000x1500")]
+NANO = [(tiles, size) for tiles in (1, 3, 5) for size in ("800x600", "1600x2200")]
 TILED = (1, 2, 5, 9)
 LARGE = {
     "llava-1.1b": ((1, 2048), (2, 2048), (3, 4096), (5, 4096), (6, 4096)),

@@ -12,6 +12,7 @@ from vlm_edge.core.geometry import PatchGeometry, TileGeometry, TokenGeometry, v
 from vlm_edge.core.specs import ModelSpec, ProjectorSpec, TextSpec, VisionSpec
 from vlm_edge.memory import formulas
 from vlm_edge.memory.formulas import FIRST_IMAGE_BYTES
+from vlm_edge.memory.items import TEXT_TOOLS_BYTES
 from vlm_edge.memory.plan import PHASES, RUNTIME_BYTES, Load, Plan, plan_run
 from vlm_edge.memory.vision import vision_activation_bytes
 
@@ -128,7 +129,7 @@ def test_every_phase_by_hand() -> None:
     arena = tower + prefill - min(tower, prefill) * 3 // 4
     moving = arena + embeddings + 400 + decode
     reserve, reserve_again = moving // 64, moving // 16
-    base = RUNTIME_BYTES + weights
+    base = RUNTIME_BYTES + TEXT_TOOLS_BYTES + weights
     loaded, base = base, base + FIRST_IMAGE_BYTES
     assert plan.visual_tokens == visual
     assert dict(plan.phases) == {
@@ -197,17 +198,17 @@ def test_more_of_anything_never_needs_less(tiles: int, decode: int, context: int
 
 @pytest.mark.parametrize(("fmt", "each"), [("PNG", 7), ("JPEG", 7), ("", 7), ("WEBP", 20), ("GIF", 14)])
 def test_decoding_costs_bytes_per_pixel_by_format(fmt: str, each: int) -> None:
-    strip = 10 << 20
+    strip = 13 << 20
     assert formulas.image_decode_bytes(pixels=400_000_000, file_format=fmt) == each * 400_000_000 + strip
-    assert formulas.image_decode_bytes(pixels=1000, file_format=fmt) == each * 1000 + 10 * 1000
+    assert formulas.image_decode_bytes(pixels=1000, file_format=fmt) == each * 1000 + 12 * 1000
 
 
 def test_a_reduced_jpeg_costs_its_reduced_pixels_and_a_progressive_one_all_its_coefficients() -> None:
     cost = formulas.image_decode_bytes
-    assert cost(pixels=6400, file_format="JPEG", reduction=8) == 17 * 100
-    assert cost(pixels=6401, file_format="JPEG", reduction=8) == 17 * 101
-    assert cost(pixels=6400, file_format="JPEG", progressive=True) == 17 * 6400 + 3 * 2 * 6400
-    assert cost(pixels=6400, file_format="JPEG", reduction=4, progressive=True) == 17 * 400 + 3 * 2 * 6400
+    assert cost(pixels=6400, file_format="JPEG", reduction=8) == 19 * 100
+    assert cost(pixels=6401, file_format="JPEG", reduction=8) == 19 * 101
+    assert cost(pixels=6400, file_format="JPEG", progressive=True) == 19 * 6400 + 3 * 2 * 6400
+    assert cost(pixels=6400, file_format="JPEG", reduction=4, progressive=True) == 19 * 400 + 3 * 2 * 6400
 
 
 def test_images_that_a_family_cuts_itself_are_planned_by_their_layouts() -> None:

@@ -56,8 +56,8 @@ def test_answers_are_those_of_a_pipeline_that_forgets() -> None:
 
 def test_work_is_done_once_and_its_time_told_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    original = run_module._decoded
-    monkeypatch.setattr(run_module, "_decoded", lambda *a: decoded.append(a) or original(*a))
+    original = run_module.open_picture
+    monkeypatch.setattr(run_module, "open_picture", lambda *a: decoded.append(a) or original(*a))
     shared = SharedVision(Pipeline.load())
     options = [AskOptions(reduce=reduce, keep=0.5) for reduce in ("none", "tome", "landmark", "downsample")]
     times = [shared.ask(PAGE, "what is the total?", each).timings_ms for each in options]

@@ -91,10 +91,10 @@ COEFFICIENT_BYTES_PER_PX = 6
 
 FIRST_IMAGE_BYTES = 5 << 20
 """Readers and tables that a process brings in with its first image, and keeps."""
-STRIP_BYTES_PER_PX, STRIP_BYTES = 10, 10 << 20
+STRIP_BYTES_PER_PX, STRIP_BYTES = 12, 13 << 20
 """Of the strip of greys and differences that is searched for detail, and the most that a strip takes. With the two constants
-above, MiB beyond a loaded nano model for 0.01, 0.3, 1.0, 1.8, 2.1 and 8.7 megapixels of PNG: 5, 10, 21, 27, 29, 73; measured on
-Linux x86-64, 2026-11: 5, 10, 22, 28, 30, 71."""
+above, MiB beyond a loaded nano model for 0.01, 0.3, 1.0, 1.8, 2.1, 3.0 and 8.7 megapixels of PNG: 5, 11, 23, 30, 32, 38, 76;
+measured on Linux x86-64, 2026-11: 5, 10, 22, 28, 30, 39, 71."""
 BAND_BYTES_PER_PX = 32
 """Of the band at work: packed and unpacked rows, Pillow's copy, the result, a strip of greys with its differences, and sums."""
 BAND_BYTES = 16 << 20

@@ -15,6 +15,8 @@ RESERVE_SHARE, TIGHT_SHARE = 16, 64
 another or from image to image, and in an arena that has seen one shape alone."""
 REUSE_LOSS = 4
 MOVING = frozenset({"vision.activations", "visual_embeddings", "prefill.activations", "logits", "decode.buffers"})
+TEXT_TOOLS_BYTES = 6 << 20
+"""Tokenizer, chat template and what else a pipeline holds of its own, with the embedded model: 3 to 6 MiB, 2026-11."""
 EMBEDDING_COPIES = 2
 """What the encoder returned, and its place among the prompt's embeddings."""
 _LATER = PHASES[1:]
@@ -48,6 +50,7 @@ def run_items(
             "runtime", request.runtime_bytes, PHASES, "context, libraries and workspaces",
             "measured" if request.target == "cpu" else "bound",
         ),
+        PlanItem("runtime.text", TEXT_TOOLS_BYTES, PHASES, "tokenizer and chat template", "measured", "", apart),
         *_weights(subject, request),
         *_vision(subject, request, visual, apart),
         PlanItem(
