@@ -79,11 +79,13 @@ def configurations(
             kernel = "fused" if family in FUSED else "unfused"
             options = PlanOptions(image_size=size, max_model_len=16384, vision_attention=kernel)
             rows.append((family, f"{size} px" + (", fused kernel" if family in FUSED else ""), root, options))
-    for name, wanted in LARGE.items() if large is not None else ():
+    if large is None:
+        return rows
+    for name, wanted in LARGE.items():
         for tiles, context in wanted:
             setting = f"{tiles} tiles, 2480x3508 px, context {context}"
             options = PlanOptions(image_size="2480x3508", max_tiles=tiles, max_model_len=context)
-            rows.append((name, setting, str((large or work) / name), options))
+            rows.append((name, setting, str(large / name), options))
     return rows
 
 

@@ -20,7 +20,7 @@ from tests.pipeline.test_hostile_bundles import reseal
 from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.errors import BadInput, DamagedBundle, MissingDependency
-from vlm_edge.pipeline import calibration, tools, verify
+from vlm_edge.pipeline import calibration, tools, written
 from vlm_edge.pipeline.checks import Check, Verification
 from vlm_edge.pipeline.export import ExportOptions, export_model
 from vlm_edge.pipeline.run import NANO
@@ -237,7 +237,7 @@ def test_a_report_that_cannot_be_written(out: Path, monkeypatch: pytest.MonkeyPa
     def fail(_path: Path) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(verify, "atomic_write", fail)
+    monkeypatch.setattr(written, "atomic_write", fail)
     with pytest.raises(BadInput, match="Read-only"):
         write_report(checked(out))
 

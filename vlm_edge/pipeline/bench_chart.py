@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.core.bundle import atomic_write
-from vlm_edge.errors import BadInput, MissingDependency
+from vlm_edge.errors import MissingDependency
 from vlm_edge.pipeline.plan_page import check_output
+from vlm_edge.pipeline.written import written
 from vlm_edge.units import GIB, format_bytes
 
 # Okabe and Ito's palette, which colour-blind readers tell apart as well.
@@ -51,11 +51,8 @@ def draw(bench: Mapping[str, Any], path: Path) -> None:
         f"tokens, {tokens['prefill']} in the prompt; {bench['machine']['cpu']}, {bench['date']}",
         fontsize=11,
     )
-    try:
-        with atomic_write(path) as stream:
-            figure.savefig(stream, format="png", dpi=120)
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be written: {cause}", remedy="check the folder and the disk") from cause
+    with written(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def stage_parts(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlm_edge.core.bundle import ArtifactRef, Bundle, atomic_write, hash_file
+from vlm_edge.core.bundle import ArtifactRef, Bundle, hash_file
 from vlm_edge.core.load import load_file, to_plain
 from vlm_edge.errors import BadInput
+from vlm_edge.pipeline.written import written
 
 RECORD = "reports/build.json"
 _STRICT = {"extra": "forbid"}
@@ -72,11 +73,8 @@ def read_record(out: Path, source: Mapping[str, str]) -> BuildRecord | None:
 def write_record(out: Path, record: BuildRecord) -> None:
     """Replace the record; raises BadInput where it cannot be written."""
     content: Any = to_plain(record)
-    try:
-        with atomic_write(out / RECORD) as stream:
-            stream.write(json.dumps(content, indent=1).encode() + b"\n")
-    except OSError as cause:
-        raise BadInput(f"{out / RECORD} cannot be written: {cause}", remedy="free space there") from cause
+    with written(out / RECORD, remedy="free space there") as stream:
+        stream.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def fingerprint(*parts: Any) -> str:

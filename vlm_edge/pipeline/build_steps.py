@@ -14,7 +14,6 @@ from vlm_edge.core.bundle import (
     ArtifactRef,
     Bundle,
     Manifest,
-    atomic_write,
     hash_file,
     open_bundle,
     write_manifest,
@@ -22,7 +21,7 @@ from vlm_edge.core.bundle import (
 from vlm_edge.core.bundle_writer import checked, locked
 from vlm_edge.core.load import to_plain
 from vlm_edge.core.recipe import Recipe
-from vlm_edge.errors import BadInput, CheckFailed
+from vlm_edge.errors import CheckFailed
 from vlm_edge.pipeline.build_plan import EXPORT, MEASURE, QUANTIZE, VERIFY, Effort
 from vlm_edge.pipeline.build_record import fingerprint, touched
 from vlm_edge.pipeline.export import ALL_COMPONENTS, COMPONENTS, ExportOptions, export_model
@@ -33,6 +32,7 @@ from vlm_edge.pipeline.quantize import SAMPLES, Progress, QuantizeOptions, quant
 from vlm_edge.pipeline.source import Source
 from vlm_edge.pipeline.tools import tool_versions
 from vlm_edge.pipeline.verify import verify_bundle, write_report
+from vlm_edge.pipeline.written import written
 from vlm_edge.quant.calibrate import Sample, digest
 
 PLAN_REPORT = "reports/plan.json"
@@ -260,11 +260,8 @@ def _measure(job: Job, say: Say) -> Done:
     phases = {name: to_plain(found) for name, found in measure(str(job.out), report).items()}
     peak = {f"{kind}_peak_bytes": max(p[f"{kind}_bytes"] for p in phases.values()) for kind in ("planned", "measured")}
     plain = {**to_json(report, job.command), "measured": phases}
-    try:
-        with atomic_write(job.out / PLAN_REPORT) as stream:
-            stream.write(json.dumps(plain, indent=1).encode() + b"\n")
-    except OSError as cause:
-        raise BadInput(f"{job.out / PLAN_REPORT} cannot be written: {cause}", remedy="free space there") from cause
+    with written(job.out / PLAN_REPORT, remedy="free space there") as stream:
+        stream.write(json.dumps(plain, indent=1).encode() + b"\n")
     return Done(details={"phases": phases, **peak})
 
 

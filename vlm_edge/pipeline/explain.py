@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.picture import SOURCE_PX, Rgb, compose, summary
+from vlm_edge.pipeline.written import written
 from vlm_edge.units import format_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.sources import Source
@@ -71,13 +71,8 @@ def explain_answer(image: Source, answer: Answer, path: Path, *, geometry: Token
     picture = io.BytesIO()
     compose(pixels, size, answer, geometry=geometry, question=None if is_page else question).save(picture, "PNG")
     content = _page(picture.getvalue(), answer, question).encode(errors="replace") if is_page else picture.getvalue()
-    try:
-        with atomic_write(path) as stream:
-            stream.write(content)
-    except OSError as cause:
-        raise BadInput(
-            f"--explain {path} cannot be written: {cause}", remedy="free space, or name another place"
-        ) from cause
+    with written(path, named=f"--explain {path}", remedy="free space, or name another place") as stream:
+        stream.write(content)
 
 
 def _load(image: Source, *, full: bool) -> tuple[Rgb, tuple[int, int]]:

@@ -6,8 +6,7 @@ from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 
-from vlm_edge.core.bundle import atomic_write
-from vlm_edge.errors import BadInput
+from vlm_edge.pipeline.written import written
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --line: #dfe2e6; --soft: #f3f4f6; --note: #57606a;
@@ -66,8 +65,5 @@ def made_with(command: str) -> str:
 
 def write(text: str, path: Path) -> None:
     """Write a page; raises BadInput where it cannot be written."""
-    try:
-        with atomic_write(path) as stream:
-            stream.write(text.encode())
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be written: {cause}", remedy="check the folder and the disk") from cause
+    with written(path) as stream:
+        stream.write(text.encode())

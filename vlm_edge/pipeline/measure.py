@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_edge.core import host
-from vlm_edge.errors import BadInput, CheckFailed
+from vlm_edge.errors import BadInput
 from vlm_edge.memory.items import MOVING, reserve_share
 from vlm_edge.memory.request import visual_of
 from vlm_edge.pipeline.embedded import bundle_folder
 from vlm_edge.pipeline.measured_run import NEW_TOKENS, Run
+from vlm_edge.pipeline.own_process import told_by
 from vlm_edge.pipeline.plan import Report
 
 _NOISE_SIGMA = 64
@@ -75,14 +73,8 @@ def measure(name: str, report: Report, *, threads: int | None = None) -> Mapping
             context=request.context,
             threads=threads or host.real_cores(),
         )
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM], input=json.dumps(asdict(run)), capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise CheckFailed(f"the planned run failed: {said}", remedy="vlm-edge verify the bundle, or plan a smaller run")
-    peaks: dict[str, int] = json.loads(done.stdout)
+        remedy = "vlm-edge verify the bundle, or plan a smaller run"
+        peaks: dict[str, int] = told_by(_PROGRAM, run, what="the planned run", remedy=remedy)
     return {phase: Measured(_planned(report, phase, decoder=decoder), found) for phase, found in peaks.items()}
 
 

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from vlm_edge.core.load import parse, to_plain
 from vlm_edge.errors import CheckFailed
@@ -40,13 +41,25 @@ def peak_bytes(asked: Asked) -> int:
 
     Raises CheckFailed where that process fails.
     """
+    found = told_by(
+        _PROGRAM, asked, what="a question in a process of its own", remedy="ask it with vlm-edge run"
+    )  # fmt: skip
+    return int(found["peak_bytes"])
+
+
+def told_by(program: str, given: Any, *, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object that a Python program prints, in a process of its own that is given `given` as JSON.
+
+    Raises CheckFailed, with the last line that it said, where it fails.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], input=json.dumps(to_plain(asked)), capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], input=json.dumps(to_plain(given)), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise CheckFailed(f"a question in a process of its own failed: {said}", remedy="ask it with vlm-edge run")
-    return int(json.loads(done.stdout)["peak_bytes"])
+        raise CheckFailed(f"{what} failed: {said}", remedy=remedy)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def answer_on_stdout() -> None:

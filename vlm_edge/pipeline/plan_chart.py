@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.core.bundle import atomic_write
-from vlm_edge.errors import BadInput, MissingDependency
+from vlm_edge.errors import MissingDependency
 from vlm_edge.pipeline.plan_colors import BUDGET, color_of
+from vlm_edge.pipeline.written import written
 from vlm_edge.units import GIB, MIB, format_bytes
 
 _LABEL_SHARE = 0.01
@@ -61,8 +61,5 @@ def draw_chart(plan: Mapping[str, Any], path: Path) -> None:
     axes.set_title(f"{plan['model']} on {plan['device'] or plan['target']}: {verdict}", loc="left", pad=18)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    try:
-        with atomic_write(path) as stream:
-            figure.savefig(stream, format="png", dpi=120)
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be written: {cause}", remedy="check the folder and the disk") from cause
+    with written(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.core.bundle import atomic_write
-from vlm_edge.errors import BadInput, MissingDependency
+from vlm_edge.errors import MissingDependency
+from vlm_edge.pipeline.written import written
 from vlm_edge.units import MIB
 
 # Okabe and Ito's palette, which colour-blind readers tell apart as well; baselines are grey.
@@ -60,11 +60,8 @@ def draw(report: Mapping[str, Any], path: Path, *, extra: Sequence[tuple[str, fl
     figure.suptitle(
         f"{report['title']}: {report['rows']} rows about {report['images']} images, {report['date']}", fontsize=11
     )
-    try:
-        with atomic_write(path) as stream:
-            figure.savefig(stream, format="png", dpi=110)
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be written: {cause}", remedy="check the folder and the disk") from cause
+    with written(path) as stream:
+        figure.savefig(stream, format="png", dpi=110)
 
 
 def _panel(axes: Any, points: Sequence[Mapping[str, Any]], at: Sequence[float], front: str, winner: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_edge import __version__
 from vlm_edge.core import host
-from vlm_edge.core.bundle import Bundle, atomic_write
+from vlm_edge.core.bundle import Bundle
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import sweep_chart, sweep_report
 from vlm_edge.pipeline.machine import cpu_name, installed
@@ -21,6 +21,7 @@ from vlm_edge.pipeline.rows import BadLine, EvalRow, read_rows
 from vlm_edge.pipeline.sweep import Opening, locked_log, sweep
 from vlm_edge.pipeline.sweep_file import Point, SweepFile, load_sweep, open_bundles, points_of
 from vlm_edge.pipeline.sweep_winner import Findings, judge_sweep, rule_text
+from vlm_edge.pipeline.written import written
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
 RESULTS, PAGE, PICTURE = "sweep.json", "sweep.md", "sweep.png"
@@ -154,8 +155,5 @@ def _write_winner(prepared: Prepared, findings: Findings) -> Path | None:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        with atomic_write(path) as stream:
-            stream.write(text.encode())
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be written: {cause}", remedy="check the folder and the disk") from cause
+    with written(path) as stream:
+        stream.write(text.encode())

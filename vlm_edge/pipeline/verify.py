@@ -12,7 +12,6 @@ from vlm_edge.core.bundle import (
     ArtifactRef,
     Bundle,
     Manifest,
-    atomic_write,
     check_file,
     check_seal,
     hash_file,
@@ -27,6 +26,7 @@ from vlm_edge.pipeline.encoders import SALIENCY_ROLE, open_saliency
 from vlm_edge.pipeline.export_llm import TEXT_SOURCE
 from vlm_edge.pipeline.source import Source, describe
 from vlm_edge.pipeline.tools import require_build_tools
+from vlm_edge.pipeline.written import written
 
 REPORT = "reports/verify.json"
 GRAPHS = ("vision.graph", "llm.graph")
@@ -68,13 +68,8 @@ def verify_bundle(
 def write_report(found: Verification) -> Path:
     """Put the report into the bundle, as design has it beside the others; the manifest, which it speaks of, does not list it."""
     path = found.root / REPORT
-    try:
-        with atomic_write(path) as stream:
-            stream.write(json.dumps(found.to_json(), indent=1).encode() + b"\n")
-    except OSError as cause:
-        raise BadInput(
-            f"{path} cannot be written: {cause}", remedy="leave out --report; --json prints the same"
-        ) from cause
+    with written(path, remedy="leave out --report; --json prints the same") as stream:
+        stream.write(json.dumps(found.to_json(), indent=1).encode() + b"\n")
     return path
 
 
