@@ -10,6 +10,7 @@ import pytest
 from vlm_edge import AskOptions
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import Bundle
+from vlm_edge.core.load import to_plain
 from vlm_edge.core.recipe import Recipe, load_recipe
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import recipe_checks
@@ -47,6 +48,12 @@ def test_a_recipe_leads_back_to_the_way_of_asking(nano: Bundle, options: AskOpti
     again = with_recipe(AskOptions(), load_recipe(path), nano)
     assert look(nano, again) == wanted
     assert again.max_new_tokens == nano.manifest.defaults.max_new_tokens
+
+
+def test_a_bundles_own_packing_is_kept(nano: Bundle) -> None:
+    packed = {"llm": "int4", "vision": "int8", "group_size": 64, "lm_head": "int8", "kv_cache": "int4"}
+    bundle = replace(nano, manifest=replace(nano.manifest, recipe={**nano.manifest.recipe, "packing": packed}))
+    assert to_plain(recipe_of(bundle, look(nano, AskOptions()), "mine").packing) == packed
 
 
 @pytest.fixture

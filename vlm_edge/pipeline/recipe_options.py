@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlm_edge.core.bundle import Bundle, RunDefaults, atomic_write
+from vlm_edge.core.bundle import Bundle, RunDefaults
 from vlm_edge.core.load import to_plain
 from vlm_edge.core.recipe import LLM_WEIGHTS, VISION_WEIGHTS, Packing, Recipe
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.options import READ_BY, AskOptions, Look
+from vlm_edge.pipeline.written import written
 
 
 def recipe_of(bundle: Bundle, look: Look, name: str) -> Recipe:
@@ -49,6 +50,8 @@ def _packing(bundle: Bundle) -> Packing:
         llm=llm if llm in LLM_WEIGHTS else usual.llm,
         vision=vision if vision in VISION_WEIGHTS else usual.vision,
         group_size=own.get("group_size", usual.group_size),
+        lm_head=own.get("lm_head", usual.lm_head),
+        kv_cache=own.get("kv_cache", usual.kv_cache),
     )
 
 
@@ -58,11 +61,8 @@ def write_recipe(recipe: Recipe, path: Path, remarks: Sequence[str] = ()) -> Non
 
     head = "".join(f"# {' '.join(line.split())}\n" for line in remarks)
     body = yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    try:
-        with atomic_write(path) as stream:
-            stream.write((head + body).encode())
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be written: {cause}", remedy="check the folder and the disk") from cause
+    with written(path) as stream:
+        stream.write((head + body).encode())
 
 
 def with_recipe(options: AskOptions, recipe: Recipe, bundle: Bundle) -> AskOptions:
