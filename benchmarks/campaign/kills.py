@@ -131,7 +131,6 @@ def batch_work(folder: Path) -> Work:
     options = AskOptions(max_new_tokens=2, max_tiles=1)
 
     def do(out: Path) -> None:
-        out.mkdir(exist_ok=True)
         of = batch.asked_of(find_bundle(None).manifest.self_sha256, options)
         with BatchLog.open(out / "out.jsonl") as log:
             total = batch.count_rows(source, log, of)
@@ -151,7 +150,7 @@ def batch_work(folder: Path) -> Work:
             raise SystemExit(f"rows are doubled or strange: {Counter(ids).most_common(2)}")
         return "all rows" if len(ids) == ROWS else "some rows, each once" if ids else "no rows yet"
 
-    return Work(lambda _: None, do, check, lambda out: sorted(told(out)))
+    return Work(Path.mkdir, do, check, lambda out: sorted(told(out)))
 
 
 def forked(work: Callable[[Path], object], out: Path, after_s: float | None) -> int:

@@ -108,9 +108,10 @@ class Traced:
     consumed: Sequence[Any] = ()
 
     def free_weights(self) -> None:
-        """Give back the memory of the consumed weights, whoever refers to them."""
+        """Give the memory of the consumed weights back to the system, whoever refers to them: the graph's session takes as much."""
         for weight in self.consumed:
             weight.data = weight.data.new_empty(0)
+        host.release_heap()
 
     def take(self) -> Any:
         """The graph, which this record then no longer holds."""
