@@ -115,7 +115,7 @@ def planned(budget_bytes: int = 1 << 40, **changes: object) -> Plan:
 
 def test_every_phase_by_hand() -> None:
     plan, again = planned(), planned(again=True)
-    weights = 1000 + 500 + 300 + 700 + 50
+    weights, words = 1000 + 500 + 700 + 50, 300
     kv = 2 * 2 * 2 * 4 * 50 * 4
     visual = 3 * 5
     embeddings = 2 * 12 * 16 * 4  # the separators' embeddings are the text's
@@ -129,16 +129,19 @@ def test_every_phase_by_hand() -> None:
     arena = tower + prefill - min(tower, prefill) * 3 // 4
     moving = arena + embeddings + 400 + decode
     reserve, reserve_again = moving // 64, moving // 16
-    base = RUNTIME_BYTES + TEXT_TOOLS_BYTES + weights
-    loaded, base = base, base + FIRST_IMAGE_BYTES
+    # nearest to 1500 bytes: 64 positions of 4 values, and an lm_head of 16 x 100 in 4 bits, 13 groups of 128
+    beside, repacked = 8 * 13, 13 * (64 + 4) + 7
+    base = RUNTIME_BYTES + TEXT_TOOLS_BYTES + weights + beside
+    loaded, base = base + repacked, base + FIRST_IMAGE_BYTES
     assert plan.visual_tokens == visual
     assert dict(plan.phases) == {
         "load": loaded,
         "preprocess": base + cut + pixels + 9000,
         "encode": base + tower + reserve + pixels + embeddings,
-        "prefill": base + kv + arena + reserve + embeddings + 400,
-        "decode": base + kv + arena + reserve + embeddings + 400 + decode,
+        "prefill": base + words + kv + arena + reserve + embeddings + 400,
+        "decode": base + words + kv + arena + reserve + embeddings + 400 + decode,
     }
+    loaded, base = loaded + words, base + words  # other questions have read other words
     assert dict(again.phases) == {
         "load": loaded,
         "preprocess": base + kv + arena + cut + pixels + 9000,

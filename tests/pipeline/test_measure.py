@@ -116,7 +116,7 @@ def test_positions_go_to_decoders_that_count_in_three_parts_and_to_no_other(sect
     )  # fmt: skip
     engine = Engine()
     for tokens in (5, 1):
-        fed(engine, text, tokens, np.random.default_rng(0))  # type: ignore[arg-type]
+        fed(engine, text, np.ones((tokens, 6), np.float32))  # type: ignore[arg-type]
     assert [shape for shape, _ in engine.given] == [(5, 6), (1, 6)]
     if not sections:
         assert [positions for _, positions in engine.given] == [None, None]

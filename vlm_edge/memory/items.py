@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from vlm_edge.core.specs import TextSpec
 from vlm_edge.memory import formulas, vision, weights
+from vlm_edge.memory.cpu_graph import cpu_graph, stored_graph, tower_beside_bytes
 from vlm_edge.memory.phases import PHASES, Place, PlanItem
 from vlm_edge.memory.request import BITS, Request, Subject, Visual
 from vlm_edge.units import format_bytes
@@ -15,10 +17,13 @@ RESERVE_SHARE, TIGHT_SHARE = 16, 64
 another or from image to image, and in an arena that has seen one shape alone."""
 REUSE_LOSS = 4
 MOVING = frozenset({"vision.activations", "visual_embeddings", "prefill.activations", "logits", "decode.buffers"})
+MAPPED_BYTES = 64 << 10
+"""Of a mapped file, what Linux brings in around one row that is read (fault_around_bytes)."""
 TEXT_TOOLS_BYTES = 6 << 20
 """Tokenizer, chat template and what else a pipeline holds of its own, with the embedded model: 3 to 6 MiB, 2026-11."""
 EMBEDDING_COPIES = 2
 """What the encoder returned, and its place among the prompt's embeddings."""
+_BESIDE = "each group's scale once more, and the sum of its codes"
 _LATER = PHASES[1:]
 _WITH_TOKENS = ("encode", "prefill", "decode")
 
@@ -51,7 +56,7 @@ def run_items(
             "measured" if request.target == "cpu" else "bound",
         ),
         PlanItem("runtime.text", TEXT_TOOLS_BYTES, PHASES, "tokenizer and chat template", "measured", "", apart),
-        *_weights(subject, request),
+        *_weights(subject, request, visual),
         *_vision(subject, request, visual, apart),
         PlanItem(
             "image.readers", formulas.FIRST_IMAGE_BYTES if visual.views else 0, _LATER, "code and tables for reading images",
@@ -100,21 +105,38 @@ def _in_one_arena(items: Sequence[PlanItem]) -> list[PlanItem]:
     return [shared(item) for item in items]
 
 
-def _weights(subject: Subject, request: Request) -> list[PlanItem]:
+def _weights(subject: Subject, request: Request, visual: Visual) -> list[PlanItem]:
     text, stored, group = subject.text, subject.stored, request.group_size
     llm = ("prefill", "decode") if request.release_tower else PHASES
     tower = ("encode",) if request.release_tower else PHASES
     kind = {"awq": f"int4 g{group}", "int8": f"int8 g{group}"}.get(request.weights, request.weights)
     if "llm.weights" not in stored and request.weights == "awq":
         weights.check_groups(text, group)
+    graph = None
+    if request.target == "cpu":
+        graph = stored_graph(text, stored["llm.weights"]) if "llm.weights" in stored else cpu_graph(text, request)
+    head = request.lm_head if graph is None or request.lm_head != "fp16" or request.weights == "fp16" else "fp32"
     items = [
         _item(stored, "llm.weights", kind, llm, _linear_formula(text.linear_parameters, request),
-              lambda: weights.decoder_bytes(text, weights=request.weights, group_size=group)),
+              lambda: graph.weights_bytes if graph else weights.decoder_bytes(text, weights=request.weights, group_size=group)),
         _item(stored, "llm.embedding", "fp32" if request.weights == "fp32" else "fp16", llm,
               f"{text.embedding_parameters:,} values", lambda: weights.embedding_bytes(text, weights=request.weights)),
-        _item(stored, "llm.lm_head", request.lm_head, llm, f"{text.hidden:,} x {text.vocab:,}",
-              lambda: weights.lm_head_bytes(text, lm_head=request.lm_head, group_size=group)),
+        _item(stored, "llm.lm_head", head, llm, f"{text.hidden:,} x {text.vocab:,}",
+              lambda: graph.head_bytes if graph else weights.lm_head_bytes(text, lm_head=request.lm_head, group_size=group)),
     ]  # fmt: skip
+    if graph is not None:
+        beside = "fp16 weights, as fp32" if request.weights == "fp16" else _BESIDE
+        moment = ("prefill",) if request.release_tower else ("load",)
+        if not request.again:
+            items[1] = _rows_read(items[1], text, positions=max(0, request.context - visual.prompt))
+        tables = 0 if "llm.weights" in stored else graph.tables_bytes
+        items += [
+            PlanItem(
+                "llm.positions", tables, llm, f"cosines and sines of {text.max_positions:,} positions", "exact", "fp32"
+            ),
+            PlanItem("llm.packed", graph.beside_bytes, llm, beside, "bound", "fp32"),
+            PlanItem("llm.repacked", graph.repacked_bytes, moment, "the largest matrix, while it is packed", "bound"),
+        ]
     if subject.vision is not None and subject.projector is not None:
         seen, projector, dtype = subject.vision, subject.projector, request.vision_dtype
         items += [
@@ -123,7 +145,17 @@ def _weights(subject: Subject, request: Request) -> list[PlanItem]:
             _item(stored, "projector.weights", dtype, tower, f"{projector.parameters:,} parameters",
                   lambda: weights.projector_bytes(projector, dtype=dtype)),
         ]  # fmt: skip
+        if request.target == "cpu":
+            more = tower_beside_bytes(seen, projector, dtype=dtype, stored_bytes=stored.get("vision.weights"))
+            items.append(PlanItem("vision.packed", more, tower, _BESIDE, "bound", "fp32"))
     return items
+
+
+def _rows_read(table: PlanItem, text: TextSpec, *, positions: int) -> PlanItem:
+    """Of a table of embeddings that is mapped, a CPU holds what a prompt's words read; another question's are other ones."""
+    read = min(table.bytes, positions * max(MAPPED_BYTES, 2 * table.bytes // max(1, text.vocab)))
+    how = f"a row of each of {positions:,} text tokens, {format_bytes(table.bytes)} in the file"
+    return replace(table, bytes=read, phases=("prefill", "decode"), formula=how, basis="bound")
 
 
 def _item(
@@ -139,7 +171,8 @@ def _linear_formula(count: int, request: Request) -> str:
     if request.weights in ("fp16", "fp32"):
         return f"{count:,} linear weights, norms"
     bits = 4 if request.weights == "awq" else 8
-    return f"{count:,} linear weights at {bits + (bits + 16) / request.group_size:.3f} bits, norms fp16"
+    scale, norms = (32, "fp32") if request.target == "cpu" else (16, "fp16")
+    return f"{count:,} linear weights at {bits + (bits + scale) / request.group_size:.3f} bits, norms {norms}"
 
 
 def _vision(subject: Subject, request: Request, visual: Visual, apart: Place) -> list[PlanItem]:

@@ -11,15 +11,15 @@ VISION_BLOCK = 32
 """Weights that share a scale where the vision encoder has 8 bits: ONNX Runtime's MatMulNBits as `export` writes it."""
 
 
-def grouped_bytes(inputs: int, outputs: int, *, bits: int, group_size: int) -> int:
-    """A matrix of `bits`-bit weights with an fp16 scale and a `bits`-bit zero point for each group of inputs.
+def grouped_bytes(inputs: int, outputs: int, *, bits: int, group_size: int, scale_bytes: int = SCALE_BYTES) -> int:
+    """A matrix of `bits`-bit weights with a scale and a `bits`-bit zero point for each group of inputs.
 
     Source: AutoAWQ's GEMM layout, qweight [in, out * bits / 32] int32, qzeros [in / g, out * bits / 32] int32, scales
     [in / g, out] fp16; MatMulNBits holds the same numbers in another order.
     Example: 4 bits in groups of 128 -> 4 + 20 / 128 = 4.156 bits a weight.
     """
     groups = -(-inputs // group_size)
-    return -(-outputs * (inputs * bits + groups * (bits + 8 * SCALE_BYTES)) // 8)
+    return -(-outputs * (inputs * bits + groups * (bits + 8 * scale_bytes)) // 8)
 
 
 def check_groups(text: TextSpec, group_size: int) -> None:
@@ -63,15 +63,25 @@ def lm_head_bytes(text: TextSpec, *, lm_head: str, group_size: int) -> int:
 
 def vision_bytes(vision: VisionSpec, *, dtype: str) -> int:
     """The tower; at 8 bits its matrices alone are packed, and everything else stays at 32."""
-    matrices = vision.layers * (4 * vision.width**2 + (2 + vision.gated_mlp) * vision.width * vision.mlp)
-    return _tower_bytes(vision.parameters, min(matrices, vision.parameters), dtype)
+    return _tower_bytes(vision.parameters, tower_matrices(vision), dtype)
 
 
 def projector_bytes(projector: ProjectorSpec, *, dtype: str) -> int:
     """The projector, whose parameters are nearly all in matrices."""
+    return _tower_bytes(projector.parameters, projector_matrices(projector), dtype)
+
+
+def tower_matrices(vision: VisionSpec) -> int:
+    """Weights in the matrices of a tower's layers."""
+    each = 4 * vision.width**2 + (2 + vision.gated_mlp) * vision.width * vision.mlp
+    return min(vision.layers * each, vision.parameters)
+
+
+def projector_matrices(projector: ProjectorSpec) -> int:
+    """Weights in a projector's one or two matrices."""
     inner = projector.hidden or projector.output
     matrices = projector.input * inner + (inner * projector.output if projector.hidden else 0)
-    return _tower_bytes(projector.parameters, min(matrices, projector.parameters), dtype)
+    return min(matrices, projector.parameters)
 
 
 def _tower_bytes(parameters: int, matrices: int, dtype: str) -> int:

@@ -83,7 +83,7 @@ _OF_DECODER = ("llm.", "kv_cache", "prefill.", "logits", "decode.", "reserve")
 
 
 def _planned(report: Report, phase: str, *, decoder: bool) -> int:
-    not_run = ("margin", "runtime.text")  # words of the prompt are random embeddings
+    not_run = ("margin", "runtime.text")  # words of the prompt are random tokens
     left_out = not_run if decoder else (*not_run, *_OF_DECODER)
     items = [item for item in report.plan.items if phase in item.phases and not item.name.startswith(left_out)]
     moving = 0 if decoder else sum(item.bytes for item in items if item.name in MOVING)

@@ -1,7 +1,7 @@
 """A planned run in a process of its own, with the peak of resident memory in each phase: python -m vlm_edge.pipeline.measured_run
 
 It works on what a pipeline is made of (the same image reader, encoder, engine and sampling), since a bundle may hold a tower
-alone. The order is the pipeline's; words of the prompt are random embeddings. One JSON object on standard input says what to
+alone. The order is the pipeline's; the prompt is visual tokens and random words. One JSON object on standard input says what to
 run, one on standard output tells the peaks.
 """
 
@@ -11,7 +11,7 @@ import importlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from vlm_edge.core.contracts import Floats, LlmEngine
 from vlm_edge.core.load import parse
 from vlm_edge.core.shards import strict_json
 from vlm_edge.core.specs import TextSpec
+from vlm_edge.models import bundle_files
 from vlm_edge.models.prompts import FamilyViews
 from vlm_edge.pipeline.encoders import open_encoder
 from vlm_edge.pipeline.options import Look
@@ -81,21 +82,39 @@ def measured_phases(run: Run) -> dict[str, int]:
         del arrays, features
     if engine is not None:
         with _phase("prefill", peaks):
-            logits = fed(engine, spec.text, run.prompt, rng)
+            logits = fed(engine, spec.text, _prompt(bundle, kept, run.prompt, rng))
         with _phase("decode", peaks):
             for _ in range(NEW_TOKENS):
                 choose(logits, temperature=1.0, top_p=0.9, rng=rng)
-                logits = fed(engine, spec.text, 1, rng)
+                logits = fed(engine, spec.text, _rows(bundle, 1, rng))
     return peaks
 
 
-def fed(engine: LlmEngine, text: TextSpec, tokens: int, rng: np.random.Generator) -> Floats:
-    """Logits [V] behind that many random embeddings more, in one call; counted in three parts where a decoder wants positions."""
-    embeds = rng.standard_normal((tokens, text.hidden), np.float32)
+def fed(engine: LlmEngine, text: TextSpec, embeds: Floats) -> Floats:
+    """Logits [V] behind embeddings [N, D], in one call; counted in three parts where a decoder wants positions."""
     if not text.mrope_sections:
         return engine.forward(embeds)
-    counted = np.arange(engine.length, engine.length + tokens, dtype=np.int64)
+    counted = np.arange(engine.length, engine.length + len(embeds), dtype=np.int64)
     return engine.forward(embeds, np.stack([counted] * 3))
+
+
+def _prompt(bundle: Bundle, features: Sequence[Floats], tokens: int, rng: np.random.Generator) -> Floats:
+    """Embeddings [tokens, D]: the visual ones, as far as they fit, and random words."""
+    prompt = np.empty((tokens, bundle.manifest.model.text.hidden), np.float32)
+    end = 0
+    for visual in features:
+        part = visual.reshape(-1, visual.shape[-1])[: tokens - end]
+        prompt[end : end + len(part)] = part
+        end += len(part)
+    prompt[end:] = _rows(bundle, tokens - end, rng)
+    return prompt
+
+
+def _rows(bundle: Bundle, count: int, rng: np.random.Generator) -> Floats:
+    """Embeddings [count, D] of random words, from the bundle's table."""
+    table = bundle_files.embedding(bundle)
+    rows: Floats = table.rows(rng.integers(0, table.shape[0], count).tolist())
+    return rows
 
 
 def _prepared(bundle: Bundle, run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 
 For each model: AutoAWQ's own loader reads our checkpoint, and its dequantized weights are compared with ours bit by bit; AutoAWQ
 quantizes the model too, and both, with plain rounding beside them, are held against the fp32 model by their KL on held-out tokens.
+AutoAWQ judges scales on every calibration token; ours on as many as `quantize` does by itself, and beside it on every token too.
 Each row is kept in RESULTS.json as it comes, in place of an older one of its model.
 
 AutoAWQ calibrates on token ids. So that it sees image tokens as well, the visual embeddings of the nano model's prompts are added
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Row:
-    """KL to fp32 in nats a token: ours, AutoAWQ's, plain rounding; bit_equal: their reading of our file against ours."""
+    """KL to fp32 in nats a token: ours, ours judged on every token, AutoAWQ's, plain rounding; bit_equal: their reading of our
+    file against ours."""
 
     model: str
     group_size: int
     ours: float
+    ours_every_token: float
     autoawq: float
     rtn: float
     ratio: float
+    ratio_every_token: float
     rtn_ratio: float
     layers_read: int
     bit_equal: bool
@@ -183,11 +187,16 @@ def compare(name: str, environment: Path, group: int, samples: int, held_out: in
             given.append(sequence)
             if len(given) % 4 == 3:
                 given.append(every[i])
+        own = QuantizeOptions(group_size=group, device="cpu")
+        ways = {
+            "awq": own,
+            "every token": replace(own, search_tokens=len(every) * LENGTH),
+            "rtn": replace(own, method="rtn"),
+        }
         errors = {}
-        for method in ("awq", "rtn"):
-            options = QuantizeOptions(group_size=group, method=method, device="cpu")
-            quantize_model(source, root / method, options, sequences=given if method == "awq" else None)
-            errors[method] = divergence(reference, with_weights(model, root / method / "llm/awq"), data)
+        for way, options in ways.items():
+            quantize_model(source, root / way, options, sequences=None if way == "rtn" else given)
+            errors[way] = divergence(reference, with_weights(model, root / way / "llm/awq"), data)
         python = environment / "bin/python"
         (root / "calibration.json").write_text(json.dumps(data.calibration))
         read = root / "read.safetensors"
@@ -197,8 +206,9 @@ def compare(name: str, environment: Path, group: int, samples: int, held_out: in
         _run([python, PEER, "quantize", source, root / "peer", root / "calibration.json", str(group)])
         peer = divergence(reference, with_weights(model, root / "peer"), data)
     return Row(
-        name, group, errors["awq"], peer, errors["rtn"], errors["awq"] / peer, errors["rtn"] / peer, len(theirs), equal
-    )
+        name, group, errors["awq"], errors["every token"], peer, errors["rtn"],
+        *(error / peer for error in errors.values()), len(theirs), equal,
+    )  # fmt: skip
 
 
 def _keep(row: dict[str, Any], path: Path) -> None:
@@ -234,14 +244,16 @@ def main() -> int:
     command = " ".join(["python -m benchmarks.peers.autoawq.compare ENV RESULTS.json", *sys.argv[3:]])
     rows = []
     print(
-        "| model | group | ours | AutoAWQ | RTN | ours / AutoAWQ | bit-equal layers |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| model | group | ours | ours, every token | AutoAWQ | RTN | ours / AutoAWQ | every token | bit-equal layers |\n"
+        f"|{' --- |' * 9}"
     )
     for name in arguments.only or MODELS:
         row = compare(name, arguments.environment, arguments.group, arguments.samples, arguments.held_out)
         rows.append(row)
         equal = row.layers_read if row.bit_equal else "no"
         print(
-            f"| {name} | {row.group_size} | {row.ours:.5f} | {row.autoawq:.5f} | {row.rtn:.5f} | {row.ratio:.3f} | {equal} |",
+            f"| {name} | {row.group_size} | {row.ours:.5f} | {row.ours_every_token:.5f} | {row.autoawq:.5f} | {row.rtn:.5f} "
+            f"| {row.ratio:.3f} | {row.ratio_every_token:.3f} | {equal} |",
             flush=True,
         )
         about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}
