@@ -12,7 +12,8 @@ import pytest
 
 from tests.memory.subjects import CLIP_L_336, LLAVA, VICUNA_7B, text
 from vlm_edge.core.specs import TextSpec
-from vlm_edge.memory.cpu_graph import CpuGraph, cpu_graph, stored_graph, tower_beside_bytes
+from vlm_edge.memory.cpu_graph import CpuGraph, cpu_graph, stored_graph, tower_beside_bytes, tower_repacked_bytes
+from vlm_edge.memory.plan import plan_request
 from vlm_edge.memory.request import Request
 from vlm_edge.memory.weights import vision_bytes
 
@@ -75,6 +76,24 @@ def test_only_a_tower_in_8_bits_has_groups() -> None:
     assert tower_beside_bytes(CLIP_L_336, LLAVA.projector, dtype="fp32", stored_bytes=packed) == wanted
     for dtype, stored in (("fp32", None), ("fp16", None), ("int8", 4 * CLIP_L_336.parameters), ("int8", 0)):
         assert tower_beside_bytes(CLIP_L_336, LLAVA.projector, dtype=dtype, stored_bytes=stored) == 0
+
+
+def test_the_largest_matrix_of_a_tower_is_often_its_projectors() -> None:
+    assert tower_repacked_bytes(CLIP_L_336, LLAVA.projector) == 4 * 4096 * 4096
+    assert tower_repacked_bytes(CLIP_L_336, replace(LLAVA.projector, hidden=0)) == 4 * 1024 * 4096
+
+
+def test_the_decoder_is_packed_where_the_tower_comes_to_lie() -> None:
+    request = Request(target="cpu", unified=True, context=1024, vision_dtype="fp32", tiles=0)
+    head = 4 * 4096 * 32000
+    for vision_dtype, twice in (("fp32", 4 * 4096 * 4096), ("int8", None)):
+        plan = plan_request(LLAVA, replace(request, vision_dtype=vision_dtype), budget_bytes=1 << 40)
+        held = {item.name: item.bytes for item in plan.items}
+        tower = sum(held.get(name, 0) for name in ("vision.weights", "projector.weights", "vision.packed"))
+        assert held["weights.repacked"] == (twice or head - tower), vision_dtype
+    apart = plan_request(LLAVA, replace(request, release_tower=True), budget_bytes=1 << 40)
+    (item,) = (item for item in apart.items if item.name == "weights.repacked")
+    assert (item.bytes, item.phases) == (head, ("prefill",))
 
 
 def test_onnx_runtime_lays_that_much_beside_the_codes(tmp_path: Path) -> None:

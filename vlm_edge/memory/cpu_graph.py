@@ -64,6 +64,12 @@ def tower_beside_bytes(vision: VisionSpec, projector: ProjectorSpec, *, dtype: s
     return LAID_BESIDE_BYTES * -(-(tower_matrices(vision) + projector_matrices(projector)) // VISION_BLOCK)
 
 
+def tower_repacked_bytes(vision: VisionSpec, projector: ProjectorSpec) -> int:
+    """The largest matrix of tower and projector in fp32, held twice for a moment while it loads."""
+    inner, last = projector.hidden or projector.output, projector.hidden * projector.output
+    return 4 * max(vision.width * vision.mlp, projector.input * inner, last)
+
+
 def _graph(text: TextSpec, weights: str, group: int, lm_head: str) -> CpuGraph:
     linear, other, head = text.linear_parameters, text.other_parameters, text.hidden * text.vocab
     angles = text.max_positions * text.head_dim

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.memory import formulas, vision, weights
-from vlm_edge.memory.cpu_graph import cpu_graph, stored_graph, tower_beside_bytes
+from vlm_edge.memory.cpu_graph import CpuGraph, cpu_graph, stored_graph, tower_beside_bytes, tower_repacked_bytes
 from vlm_edge.memory.phases import PHASES, Place, PlanItem
 from vlm_edge.memory.request import BITS, Request, Subject, Visual
 from vlm_edge.units import format_bytes
@@ -126,16 +126,13 @@ def _weights(subject: Subject, request: Request, visual: Visual) -> list[PlanIte
     ]  # fmt: skip
     if graph is not None:
         beside = "fp16 weights, as fp32" if request.weights == "fp16" else _BESIDE
-        moment = ("prefill",) if request.release_tower else ("load",)
         if not request.again:
             items[1] = _rows_read(items[1], text, positions=max(0, request.context - visual.prompt))
         tables = 0 if "llm.weights" in stored else graph.tables_bytes
+        angles = f"cosines and sines of {text.max_positions:,} positions"
         items += [
-            PlanItem(
-                "llm.positions", tables, llm, f"cosines and sines of {text.max_positions:,} positions", "exact", "fp32"
-            ),
+            PlanItem("llm.positions", tables, llm, angles, "exact", "fp32"),
             PlanItem("llm.packed", graph.beside_bytes, llm, beside, "bound", "fp32"),
-            PlanItem("llm.repacked", graph.repacked_bytes, moment, "the largest matrix, while it is packed", "bound"),
         ]
     if subject.vision is not None and subject.projector is not None:
         seen, projector, dtype = subject.vision, subject.projector, request.vision_dtype
@@ -148,7 +145,22 @@ def _weights(subject: Subject, request: Request, visual: Visual) -> list[PlanIte
         if request.target == "cpu":
             more = tower_beside_bytes(seen, projector, dtype=dtype, stored_bytes=stored.get("vision.weights"))
             items.append(PlanItem("vision.packed", more, tower, _BESIDE, "bound", "fp32"))
+    if graph is not None:
+        loaded_last = sum(item.bytes for item in items if item.name.startswith(("vision.", "projector.")))
+        items.append(_repacked(subject, graph, loaded_last, request))
     return items
+
+
+def _repacked(subject: Subject, graph: CpuGraph, tower: int, request: Request) -> PlanItem:
+    """The largest matrix, held twice while it is packed. The decoder's is packed where the tower comes to lie behind it."""
+    seen, projector = subject.vision, subject.projector
+    own = tower_repacked_bytes(seen, projector) if seen is not None and projector is not None and tower else 0
+    if request.release_tower:
+        return PlanItem(
+            "weights.repacked", graph.repacked_bytes, ("prefill",), "the decoder's largest matrix once more", "bound"
+        )
+    how = "the tower's largest matrix once more, or the decoder's beyond what the tower takes behind it"
+    return PlanItem("weights.repacked", max(own, graph.repacked_bytes - tower), ("load",), how, "bound")
 
 
 def _rows_read(table: PlanItem, text: TextSpec, *, positions: int) -> PlanItem:

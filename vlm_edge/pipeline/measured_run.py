@@ -67,9 +67,9 @@ def measured_phases(run: Run) -> dict[str, int]:
         share_arena()
         for name in IMPORTED_LATE:
             importlib.import_module(name)
-        encoder: Any = open_encoder(bundle, "cpu", run.threads) if run.image else None
         graph = bundle.path("llm.graph", target="cpu") if run.prompt else None
         engine: Any = backend.engine(graph, spec.text, "cpu", run.threads, run.context) if graph else None
+        encoder: Any = open_encoder(bundle, "cpu", run.threads) if run.image else None
     rng = np.random.default_rng(0)
     kept = []
     for _ in range(run.images if run.image else 0):

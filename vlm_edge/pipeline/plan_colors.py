@@ -11,7 +11,7 @@ COLORS: Mapping[str, str] = {
     "llm.lm_head": "#8fb4de",
     "llm.positions": "#b9cfe9",
     "llm.packed": "#6a8fbd",
-    "llm.repacked": "#c3d3e6",
+    "weights.repacked": "#c3d3e6",
     "vision.weights": "#b5541c",
     "vision.packed": "#c87a48",
     "projector.weights": "#d98a4e",

@@ -59,7 +59,6 @@ class Pipeline:
                 f"models of the family {self._family.name} can be planned, not run", remedy="use another bundle"
             )
         self._prompt = self._family.prompt(bundle)
-        self._encoder: EncoderRunner = open_encoder(bundle, device, threads)
         self._engine = backend.engine(
             bundle.path("llm.graph", target=decoder_target(device)),
             self._spec.text,
@@ -67,6 +66,8 @@ class Pipeline:
             threads,
             bundle.manifest.limits.max_model_len,
         )
+        # behind the decoder, whose largest matrix is held twice for a moment: the tower then takes that room
+        self._encoder: EncoderRunner = open_encoder(bundle, device, threads)
         self._load_ms = 1000 * (time.perf_counter() - started)
         self._join_rows = bundle.manifest.recipe.get("join_rows") is True
         self._cache = SeenCache()
