@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -105,6 +106,25 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path):
     assert present(tmp_path / "out", SOURCE, "it") is None
     with locked(tmp_path / "out") as stage:
         assert [path for path in stage.parent.iterdir() if path.name.startswith(".export-")] == [stage]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_a_writer_that_is_killed_over_its_first_manifest_can_go_on(tmp_path: Path):
+    program = """
+import os, signal, sys
+from pathlib import Path
+from vlm_edge.core.bundle import atomic_write
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+with atomic_write(Path(sys.argv[1]) / "manifest.json") as stream:
+    stream.write(b"{}")
+"""
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", program, str(out)], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name.startswith(".manifest.json.") for path in out.iterdir()] == [True]
+    assert present(out, SOURCE, "it") is None
+    with locked(out) as stage:
+        assert {path.name for path in out.iterdir()} == {".lock", stage.name}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no flock")

@@ -22,6 +22,7 @@ MANIFEST = "manifest.json"
 _STRICT = {"extra": "forbid"}
 _REBUILD = "build the bundle again, or copy it again from its source"
 _MAX_SHOWN_CHARS = 200
+_SUFFIX_BYTES = 4
 _DISTRUST = "do not use this bundle"
 _READABLE = "check the permissions of the folder and its files, and the disk"
 
@@ -289,7 +290,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary stream that becomes `path` only when the block ends without an error; the umask says who may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: it makes files for their owner alone, and what the umask would allow is known only to open().
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(_SUFFIX_BYTES)}"
     handle = temporary.open("xb")
     try:
         with handle as stream:
@@ -300,6 +301,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What `atomic_write` left beside `path` in processes that were killed before they could rename or remove it."""
+    return sorted(path.parent.glob(f".{path.name}.{'[0-9a-f]' * (2 * _SUFFIX_BYTES)}"))
 
 
 def reference(root: Path, path: str, *, role: str = "file", target: str = "any", dtype: str = "") -> ArtifactRef:

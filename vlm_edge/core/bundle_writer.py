@@ -17,6 +17,7 @@ from vlm_edge.core.bundle import (
     hash_file,
     open_bundle,
     reference,
+    unfinished,
     write_manifest,
 )
 from vlm_edge.core.file_lock import lock_exclusively
@@ -62,6 +63,8 @@ def locked(out: Path) -> Iterator[Path]:
             _lock(lock.fileno(), out)
             for left in out.glob(f"{_STAGE}*"):
                 shutil.rmtree(left)
+            for half in unfinished(out / MANIFEST):
+                half.unlink()
             with tempfile.TemporaryDirectory(dir=out, prefix=_STAGE) as stage:
                 yield Path(stage)
     except OSError as cause:
@@ -100,6 +103,7 @@ def _refuse_strangers(out: Path) -> None:
     """A folder without a manifest may hold what an interrupted writer left, and nothing else."""
     known = {LOCK, *_FOLDERS, *CONFIGURATION.values()}
     try:
+        known |= {path.name for path in unfinished(out / MANIFEST)}
         found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     except OSError as cause:
         raise BadInput(f"{out} cannot be read: {cause}", remedy="check its permissions") from cause
