@@ -114,9 +114,8 @@ def build(
 
     Example: vlm-edge build llava-1.5-7b-hf/ out/ --recipe llava-1.5-7b --max-memory 12GiB
     """
-    from vlm_edge.core.recipe import load_recipe
+    from vlm_edge.core.recipe import find_recipe, load_recipe
     from vlm_edge.pipeline.build import BuildOptions, build_model
-    from vlm_edge.pipeline.recipe_checks import find_recipe
 
     found = load_recipe(find_recipe(recipe))
     command = "vlm-edge " + shlex.join(sys.argv[1:])

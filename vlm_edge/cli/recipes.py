@@ -45,8 +45,7 @@ def list_recipes(as_json: AsJson = False) -> None:
 
     Example: vlm-edge recipes list
     """
-    from vlm_edge.core.recipe import load_recipe, recipe_names
-    from vlm_edge.pipeline.recipe_checks import find_recipe
+    from vlm_edge.core.recipe import find_recipe, load_recipe, recipe_names
 
     found = [load_recipe(find_recipe(name)) for name in recipe_names()]
     if as_json:
@@ -80,8 +79,7 @@ def show_recipe(name: Name, as_json: AsJson = False) -> None:
     Example: vlm-edge recipes show llava-1.5-7b > mine.yaml
     """
     from vlm_edge.core.load import read_text, to_plain
-    from vlm_edge.core.recipe import load_recipe
-    from vlm_edge.pipeline.recipe_checks import find_recipe
+    from vlm_edge.core.recipe import find_recipe, load_recipe
 
     path = find_recipe(name)
     recipe = load_recipe(path)

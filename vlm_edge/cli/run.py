@@ -131,8 +131,7 @@ def run(
 
     opened = find_bundle(bundle)
     if recipe is not None:
-        from vlm_edge.core.recipe import load_recipe
-        from vlm_edge.pipeline.recipe_checks import find_recipe
+        from vlm_edge.core.recipe import find_recipe, load_recipe
         from vlm_edge.pipeline.recipe_options import with_recipe
 
         options = with_recipe(options, load_recipe(find_recipe(recipe)), opened)

@@ -12,8 +12,8 @@ from vlm_edge.core.bundle import MANIFEST, open_bundle
 from vlm_edge.core.checkpoint import CONFIG, INDEX, PREPROCESSOR, SINGLE, find_preprocessor, open_checkpoint
 from vlm_edge.core.geometry import Geometry, TokenGeometry
 from vlm_edge.core.load import read_text
-from vlm_edge.core.recipe import Recipe, Watched, load_recipe, recipe_names
-from vlm_edge.core.resources import nearest, resource_dir
+from vlm_edge.core.recipe import Recipe, Watched, find_recipe, load_recipe, recipe_names
+from vlm_edge.core.resources import nearest
 from vlm_edge.core.shards import strict_json
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput
@@ -52,20 +52,26 @@ class Planned:
 def find_model(name: str, *, recipe: str | None = None, target: str | None = None) -> Planned:
     """What `name` stands for; a file or folder goes before a recipe of that name, the embedded bundle before its recipe.
 
-    recipe: a file that says how the model is packed.  Raises BadInput, or DamagedBundle.
+    recipe: a file, or the name of a recipe that ships, that says how the model is packed, a published one too.
+    Raises BadInput, also for a recipe with a bundle, whose files are packed; or DamagedBundle.
     """
     path = Path(name)
+    packing = None if recipe is None else load_recipe(find_recipe(recipe))
     if name == EMBEDDED or (path / MANIFEST).is_file():
+        if packing is not None:
+            raise BadInput(
+                f"{name} is a bundle, and its files are packed already", remedy="leave --recipe out, or name a checkpoint"
+            )
         return _bundle(bundle_folder(name), target)
     if path.is_dir():
         found = _folder(path)
     elif path.suffix == ".json":
         found = _config(path)
     elif name in recipe_names():
-        return of_recipe(load_recipe(resource_dir("recipes") / f"{name}.yaml"))
+        found = of_recipe(load_recipe(find_recipe(name)))
     else:
         raise BadInput(f"there is no file, folder or recipe {name[:80]!r}", remedy=nearest(name, recipe_names()))
-    return found if recipe is None else with_recipe(found, load_recipe(Path(recipe)))
+    return found if packing is None else with_recipe(found, packing)
 
 
 def of_recipe(recipe: Recipe) -> Planned:
