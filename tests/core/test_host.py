@@ -40,8 +40,16 @@ def test_free_memory_is_what_the_kernel_calls_available(machine: Callable[[Files
     assert host.total_bytes() == 16_384_000_000
 
 
+def test_a_plan_leaves_the_reserve_alone(machine: Callable[[Files], None]) -> None:
+    machine({"proc/meminfo": MEMINFO})
+    assert host.usable_bytes() == 8_192_000_000 - (512 << 20)
+    machine({"proc/meminfo": "MemAvailable: 1000 kB"})
+    assert host.usable_bytes() == 0
+
+
 def test_a_system_that_tells_nothing(machine: Callable[[Files], None]) -> None:
     machine({})
+    assert host.usable_bytes() is None
     assert host.available_bytes() is None
     assert host.total_bytes() is None
     machine({"proc/meminfo": "MemAvailable: lots\nMemTotal:"})

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.models.pictures import photo
+from vlm_edge.core import host
 from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
+from vlm_edge.errors import DoesNotFit
 from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.inputs import find_model
 from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.planning import plan, source_header
+from vlm_edge.pipeline.planning import check_fits, plan, source_header
 from vlm_edge.pipeline.preflight import preflight
+from vlm_edge.units import MIB
 
 EXTRA = {
     "vision/cuda/model.onnx": ("vision.graph", "cuda", 70_000),
@@ -59,6 +62,15 @@ def test_a_run_counts_what_plan_counts(both: Bundle) -> None:
 
 def test_tensorrt_has_its_own_tower_and_the_decoder_of_cuda(both: Bundle) -> None:
     assert weights(planned(both, "tensorrt")) == {"vision.weights": 130_000, "llm.weights": 110_000}
+
+
+def test_without_a_budget_a_full_machine_has_nothing_and_not_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message tells what is allowed: 0 B, where less is free than the reserve."""
+    monkeypatch.setattr(host, "available_bytes", lambda: 100 * MIB)
+    found = plan(open_bundle(NANO), AskOptions(), images=(), budget_bytes=None)
+    assert found.budget_bytes == 0
+    with pytest.raises(DoesNotFit, match="; 0 B are allowed"):
+        check_fits(found)
 
 
 def test_before_a_run_the_device_that_it_will_take_is_planned(both: Bundle) -> None:

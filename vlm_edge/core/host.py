@@ -98,6 +98,12 @@ def available_bytes() -> int | None:
     return min(known) if known else None
 
 
+def usable_bytes() -> int | None:
+    """What a plan may take of this machine now: the available memory less CPU_RESERVE_BYTES; None if the system is mute."""
+    free = available_bytes()
+    return None if free is None else max(0, free - CPU_RESERVE_BYTES)
+
+
 def _meminfo(field: str) -> int | None:
     return _field(_ROOT / "proc/meminfo", f"{field}:", unit=1 << 10)
 

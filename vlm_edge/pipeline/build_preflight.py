@@ -25,6 +25,7 @@ from vlm_edge.pipeline.export_llm import check_decoder, check_text
 from vlm_edge.pipeline.inputs import Planned, find_model, with_recipe
 from vlm_edge.pipeline.options import CNN
 from vlm_edge.pipeline.plan import Report
+from vlm_edge.pipeline.planning import NO_LIMIT
 from vlm_edge.pipeline.quantize import calibration_path, check_options, seqlen_of
 from vlm_edge.pipeline.recipe_checks import check_words
 from vlm_edge.pipeline.source import located, of_checkpoint
@@ -33,7 +34,6 @@ from vlm_edge.quant.calibrate import read_samples
 from vlm_edge.units import format_bytes
 
 TARGETS = ("cpu", "cuda")
-NO_LIMIT = 1 << 60
 
 
 def check_asked(recipe: Recipe, options: BuildOptions) -> None:
@@ -57,8 +57,8 @@ def memory_limit(options: BuildOptions) -> int:
     """Bytes that a step may hold: what was asked for; else what is free, and what this process holds already."""
     if options.max_memory_bytes is not None:
         return options.max_memory_bytes
-    free = host.available_bytes()
-    return NO_LIMIT if free is None else max(0, free - host.CPU_RESERVE_BYTES) + host.kept_bytes()
+    free = host.usable_bytes()
+    return NO_LIMIT if free is None else free + host.kept_bytes()
 
 
 def find_job(

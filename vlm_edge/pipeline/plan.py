@@ -146,11 +146,11 @@ def _machine(target: str | None, budget: int | None, device: DeviceProfile | Non
         return "cuda", gpus[0].free_bytes
     if target == "cuda":
         raise BadInput("there is no NVIDIA GPU here to take a budget from", remedy="name --device or --budget")
-    free = host.available_bytes()
+    free = host.usable_bytes()
     if free is None:
         raise BadInput("this system does not say how much memory is free", remedy="name --device or --budget")
     notes.append("the budget is this machine's free memory, less a reserve")
-    return "cpu", max(0, free - host.CPU_RESERVE_BYTES)
+    return "cpu", free
 
 
 def _request(
