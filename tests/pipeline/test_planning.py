@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.models.pictures import photo
+from vlm_edge.backends.onnx import session
+from vlm_edge.cli.main import execute
 from vlm_edge.core import host
 from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
+from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import DoesNotFit
 from vlm_edge.memory.plan import Plan
+from vlm_edge.pipeline import bench
+from vlm_edge.pipeline.batch import Answerer, Loading
+from vlm_edge.pipeline.batch_input import Row
 from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.inputs import find_model
 from vlm_edge.pipeline.options import AskOptions
@@ -26,6 +32,7 @@ EXTRA = {
     "vision/tensorrt/model.onnx": ("vision.graph", "tensorrt", 130_000),
 }
 """Files that a run on the CPU does not open: role, target and size."""
+PAGE = resource_dir("calibration") / "pages/receipt.png"
 
 
 @pytest.fixture
@@ -62,6 +69,43 @@ def test_a_run_counts_what_plan_counts(both: Bundle) -> None:
 
 def test_tensorrt_has_its_own_tower_and_the_decoder_of_cuda(both: Bundle) -> None:
     assert weights(planned(both, "tensorrt")) == {"vision.weights": 130_000, "llm.weights": 110_000}
+
+
+@pytest.fixture
+def cuda_is_larger(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, int]:
+    """A bundle whose decoder for CUDA is far larger, on a machine that has both; and what a further question takes on the CPU."""
+    weights = both.root / "llm/cuda/model.onnx.data"
+    weights.write_bytes(bytes(32 * MIB))
+    added = reference(both.root, "llm/cuda/model.onnx.data", role="llm.graph.data", target="cuda")
+    bundle = write_manifest(both.root, replace(both.manifest, artifacts=(*both.manifest.artifacts, added)))
+    monkeypatch.setattr(session, "available_targets", lambda: ("cpu", "cuda"))
+    return bundle, preflight(bundle, [PAGE], AskOptions(), "1GiB", device="cpu", again=True).plan.peak_bytes
+
+
+def test_a_batch_plans_for_the_device_that_it_runs_on(cuda_is_larger: tuple[Bundle, int]) -> None:
+    bundle, budget = cuda_is_larger
+    answerer = Answerer(Loading(str(bundle.root), "cpu", 1, budget, verify=False), AskOptions(max_new_tokens=1), ".")
+    row = answerer.answer(Row(1, "a", "a", (str(PAGE),), "what is the total?"))
+    assert not {"error", "lowered"} & row.keys()
+
+
+def test_a_row_with_fewer_tiles_says_how_many_as_run_does() -> None:
+    loading, options = Loading(None, "cpu", 1, None, verify=False), AskOptions(max_new_tokens=1)
+    answerer = Answerer(replace(loading, budget=150 * MIB), options, ".")
+    fitted = preflight(answerer.pipeline.bundle, [PAGE], options, 150 * MIB, device="cpu", again=True)
+    assert fitted.asked_tiles == 6
+    row = answerer.answer(Row(1, "a", "a", (str(PAGE),), "what is the total?"))
+    assert row["lowered"] == {"asked_tiles": 6, "max_tiles": len(row["tiles"])} == fitted.to_json()["lowered"]
+
+
+def test_a_bench_plans_for_the_device_that_it_runs_on(
+    cuda_is_larger: tuple[Bundle, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, budget = cuda_is_larger
+    monkeypatch.setattr(bench, "bench", lambda *_args, **_named: pytest.fail("measured"))
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        execute(["bench", str(bundle.root), "--image", str(PAGE), "--device", "cpu", "--budget", f"{budget}B"])
+    assert "do not fit" not in capsys.readouterr().err
 
 
 def test_without_a_budget_a_full_machine_has_nothing_and_not_less(monkeypatch: pytest.MonkeyPatch) -> None:

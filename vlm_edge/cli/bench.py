@@ -84,9 +84,9 @@ def bench(
     )  # fmt: skip
     shown = image or benching.default_image()
     opened = find_bundle(bundle)
-    fitted = preflight(opened, [shown], options, budget, again=True)
-    if fitted.asked_tiles is not None:
-        render.note(f"{fitted.asked_tiles} tiles do not fit the budget: {fitted.options.max_tiles} are shown")
+    fitted = preflight(opened, [shown], options, budget, device=device, again=True)
+    if fitted.note:
+        render.note(fitted.note)
     with render.progress(f"bench {opened.manifest.name}", 1 + warmup + repeats) as step:
         found = benching.bench(
             lambda: Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify),

@@ -67,7 +67,9 @@ VisionDtype = Annotated[
 ]
 VisionAttention = Annotated[str, typer.Option(help="unfused, as exported graphs have it, or fused.")]
 Target = Annotated[str | None, typer.Option(help="cpu or cuda; default: the device's.", show_default=False)]
-RecipeFile = Annotated[str | None, typer.Option(help="File or shipped recipe that says how MODEL is packed.", show_default=False)]
+RecipeFile = Annotated[
+    str | None, typer.Option(help="File or shipped recipe that says how MODEL is packed.", show_default=False)
+]
 Solve = Annotated[
     str | None,
     typer.Option(help="The most of tiles, pixels, context or batch.", autocompletion=_unknowns, show_default=False),
