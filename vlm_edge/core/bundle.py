@@ -115,14 +115,22 @@ class Bundle:
     root: Path
     manifest: Manifest
 
+    def find(self, role: str, *, target: str = "any") -> Path | None:
+        """The file with a role for a target (or for any), or None."""
+        fitting = (a for a in self.manifest.artifacts if a.role == role and a.target in (target, "any"))
+        return next((self.root / artifact.path for artifact in fitting), None)
+
     def path(self, role: str, *, target: str = "any") -> Path:
-        """The file with a role for a target (or for any); raises DamagedBundle when the bundle has none."""
-        for artifact in self.manifest.artifacts:
-            if artifact.role == role and artifact.target in (target, "any"):
-                return self.root / artifact.path
+        """The same; raises DamagedBundle when the bundle has none."""
+        found = self.find(role, target=target)
+        if found is not None:
+            return found
+        wanted, options = "", " --component llm" if role.startswith("llm.") else ""
+        if target != "any":
+            wanted, options = f" for {target}", f"{options} --target {target}"
         raise DamagedBundle(
-            f"bundle {self.manifest.name} has no {role} for {target}",
-            remedy=f"vlm-edge export MODEL {self.root} --target {target}",
+            f"bundle {self.manifest.name} has no {role}{wanted}",
+            remedy=f"vlm-edge export MODEL {self.root}{options}",
         )
 
     def bytes_by_role(self, target: str, *, decoder: str | None = None) -> dict[str, int]:

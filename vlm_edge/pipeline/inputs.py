@@ -60,7 +60,8 @@ def find_model(name: str, *, recipe: str | None = None, target: str | None = Non
     if name == EMBEDDED or (path / MANIFEST).is_file():
         if packing is not None:
             raise BadInput(
-                f"{name} is a bundle, and its files are packed already", remedy="leave --recipe out, or name a checkpoint"
+                f"{name} is a bundle, and its files are packed already",
+                remedy="leave --recipe out, or name a checkpoint",
             )
         return _bundle(bundle_folder(name), target)
     if path.is_dir():

@@ -82,7 +82,7 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
     parts = [Part(bundle, graph, threads) for graph in graphs]
     if any(check.ok is False for check in files):
         # What was changed is not run either.
-        names = [part.name for part in parts] + [awq_checks.NAME] * awq_checks.has_awq(bundle)
+        names = [part.name for part in parts] + [awq_checks.NAME] * (bundle.find(awq_checks.ROLE) is not None)
         yield from (not_checked(name, "files of the bundle are not what was written") for name in names)
         return
     torch_says = None
@@ -106,10 +106,10 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
             yield from vision_checks.vision_checks(part, torch_says)
         else:
             yield from decoder_checks.decoder_checks(part)
-    if awq_checks.has_awq(bundle):
+    if bundle.find(awq_checks.ROLE):
         step(f"check {awq_checks.NAME}")
         yield from awq_checks.awq_checks(bundle)
-    if any(artifact.role == SALIENCY_ROLE for artifact in manifest.artifacts):
+    if bundle.find(SALIENCY_ROLE):
         step("check saliency")
         yield _saliency(bundle, threads)
 
