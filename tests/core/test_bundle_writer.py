@@ -101,6 +101,14 @@ def test_a_folder_that_got_nothing_is_removed_again(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_elsewhere_that_cannot_be_read_is_not_put_down_to_the_bundle(tmp_path: Path):
+    with pytest.raises(BadInput, match="nowhere") as caught, locked(tmp_path / "out"):
+        (tmp_path / "nowhere/image.png").read_bytes()
+    assert "cannot be written" not in caught.value.message
+    with pytest.raises(BadInput, match="out cannot be written"), locked(tmp_path / "out") as stage:
+        (stage / "missing/file").write_bytes(b"")
+
+
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path):
     (tmp_path / "out/.export-1234/vision").mkdir(parents=True)
     assert present(tmp_path / "out", SOURCE, "it") is None

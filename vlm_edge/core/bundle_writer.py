@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,8 @@ def locked(out: Path) -> Iterator[Path]:
     """A stage folder inside `out` that is gone afterwards; meanwhile no other writer gets in.
 
     An `out` that did not exist is removed again when nothing was put into it. What a killed writer left is cleared away.
-    Raises BadInput when somebody else writes there, or when nothing can be written.
+    Raises BadInput when somebody else writes there, or when nothing can be written; also for a file elsewhere that the block
+    could not read or write.
     """
     created = not out.exists()
     try:
@@ -68,6 +70,10 @@ def locked(out: Path) -> Iterator[Path]:
             with tempfile.TemporaryDirectory(dir=out, prefix=_STAGE) as stage:
                 yield Path(stage)
     except OSError as cause:
+        if cause.filename is not None and not Path(os.fsdecode(cause.filename)).absolute().is_relative_to(
+            out.absolute()
+        ):
+            raise BadInput(str(cause), remedy="check the path, its permissions and the disk") from cause
         raise BadInput(
             f"{out} cannot be written: {cause}", remedy="free space there, or name another folder"
         ) from cause
