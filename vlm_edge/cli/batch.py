@@ -11,6 +11,7 @@ from vlm_edge.cli import render
 from vlm_edge.cli.options import (
     AsJson,
     Budget,
+    BundleOption,
     Device,
     Keep,
     MaxNewTokens,
@@ -45,9 +46,6 @@ Out = Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="One line a row i
 Question = Annotated[
     str, typer.Option(help="For a folder's images, and for rows without a question.", show_default=False)
 ]
-Bundle = Annotated[
-    str | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)
-]
 EngineName = Annotated[
     str,
     typer.Option(
@@ -64,7 +62,7 @@ def batch(
     source: Input,
     out: Out,
     question: Question = "",
-    bundle: Bundle = None,
+    bundle: BundleOption = None,
     tiling: Tiling = None,
     max_tiles: MaxTiles = None,
     reduce: Reduce = None,
@@ -122,7 +120,7 @@ def batch(
     opened = find_bundle(bundle)
     manifest, chosen = opened.manifest, choose_device(opened, device)
     of = batching.asked_of(manifest.self_sha256, options)
-    folder = None if bundle in (None, EMBEDDED) else str(opened.root.absolute())
+    folder = None if bundle is None or str(bundle) == EMBEDDED else str(opened.root.absolute())
     loading = batching.Loading(folder, chosen, threads, limit, verify)
     with BatchLog.open(out, retry_failed=retry_failed) as log:
         total = batching.count_rows(rows, log, of)

@@ -13,6 +13,7 @@ from vlm_edge.cli import render
 from vlm_edge.cli.options import (
     AsJson,
     Budget,
+    BundleOption,
     Device,
     Keep,
     MaxNewTokens,
@@ -42,9 +43,6 @@ Inputs = Annotated[
     typer.Argument(
         metavar="IMAGE... QUESTION", help="Image files, or - for standard input; then the question.", show_default=False
     ),
-]
-Bundle = Annotated[
-    Path | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)
 ]
 RecipeFile = Annotated[
     str | None,
@@ -76,7 +74,7 @@ Explain = Annotated[
 
 def run(
     inputs: Inputs,
-    bundle: Bundle = None,
+    bundle: BundleOption = None,
     recipe: RecipeFile = None,
     budget: Budget = None,
     max_tiles: MaxTiles = None,
