@@ -18,7 +18,8 @@ from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, MissingDependency
 from vlm_edge.pipeline.plan import PlanOptions, make_report, to_json
 from vlm_edge.pipeline.plan_chart import draw_chart
-from vlm_edge.pipeline.plan_page import check_output, page, write_page
+from vlm_edge.pipeline.plan_page import page, write_page
+from vlm_edge.pipeline.written import check_output
 from vlm_edge.units import GIB, MIB
 
 GOLDEN = Path(__file__).parents[1] / "data/plans"
@@ -267,7 +268,7 @@ def test_without_matplotlib_the_remedy_is_told(
 
 def test_outputs_are_checked_before_anything_is_planned(tmp_path: Path) -> None:
     check_output(tmp_path / "a.HTML", (".html",))
-    for path, named in ((tmp_path / "a.pdf", ".html"), (tmp_path / "no/a.html", "nothing can be written")):
+    for path, named in ((tmp_path / "a.pdf", ".html"), (tmp_path / "no/a.html", "there is no folder")):
         with pytest.raises(BadInput, match=named):
             check_output(path, (".html",))
     (tmp_path / "b.html").mkdir()

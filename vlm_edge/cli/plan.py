@@ -111,7 +111,7 @@ def plan(
     """
     for path, suffixes in ((html, (".html", ".htm")), (png, (".png",))):
         if path is not None:
-            from vlm_edge.pipeline.plan_page import check_output
+            from vlm_edge.pipeline.written import check_output
 
             check_output(path, suffixes)
     from vlm_edge.pipeline.plan import PlanOptions, make_report, to_json
