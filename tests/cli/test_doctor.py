@@ -245,7 +245,7 @@ def test_versions_come_from_metadata_and_what_is_missing_is_left_out() -> None:
 def test_the_command_shows_this_machine(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    monkeypatch.setattr("vlm_edge.pipeline.run.NANO", tiny_bundle.root)
+    monkeypatch.setattr("vlm_edge.pipeline.embedded.NANO", tiny_bundle.root)
     assert execute(["doctor", "--json"] if as_json else ["doctor"]) == 0
     out = capsys.readouterr().out
     if not as_json:

@@ -13,7 +13,7 @@ import pytest
 from vlm_edge.core.bundle import Manifest, open_bundle, verify_hashes
 from vlm_edge.core.bundle_writer import Staged, checked, locked, present, publish
 from vlm_edge.errors import BadInput, DamagedBundle
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 
 SOURCE = {"config": "1", "tensors": "2"}
 OLD = {"vision/cpu/model.onnx": b"old graph", "vision/cpu/model.onnx.data": b"old weights", "config.json": b"{}"}

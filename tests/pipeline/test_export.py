@@ -23,8 +23,9 @@ from vlm_edge.core.geometry import TileGeometry
 from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle, MissingDependency
 from vlm_edge.models import weights
 from vlm_edge.pipeline import calibration, export, source, tools
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.export import ExportOptions, export_model
-from vlm_edge.pipeline.run import NANO, Pipeline
+from vlm_edge.pipeline.run import Pipeline
 from vlm_edge.vision.sources import load_image
 
 OTHERS = sorted({*exportable.PREPROCESSORS} - {"llava", "qwen2_5_vl"})

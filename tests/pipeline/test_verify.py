@@ -22,8 +22,8 @@ from vlm_edge.core.bundle import open_bundle
 from vlm_edge.errors import BadInput, DamagedBundle, MissingDependency
 from vlm_edge.pipeline import calibration, tools, written
 from vlm_edge.pipeline.checks import Check, Verification
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.export import ExportOptions, export_model
-from vlm_edge.pipeline.run import NANO
 from vlm_edge.pipeline.verify import verify_bundle, write_report
 from vlm_edge.pipeline.vision_checks import ASK_TORCH
 

@@ -26,7 +26,6 @@ from vlm_edge.pipeline.run import Pipeline
 STAGES = ("preprocess", "saliency", "vision", "reduce", "prefill")
 """What happens before the first token, in order."""
 WARMUP, REPEATS, NEW_TOKENS = 1, 5, 32
-QUESTION = "what is the total?"
 _NOT_FOR_RUNNING = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-genai", "matplotlib", "typer")
 
 

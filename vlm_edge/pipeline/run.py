@@ -19,8 +19,6 @@ from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.answer import Answer, TokenCounts
-from vlm_edge.pipeline.embedded import EMBEDDED as EMBEDDED
-from vlm_edge.pipeline.embedded import NANO as NANO
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder, open_saliency
 from vlm_edge.pipeline.options import CNN, AskOptions, Look
 from vlm_edge.pipeline.planning import (

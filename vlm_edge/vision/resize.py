@@ -112,12 +112,6 @@ def source_box(part: Box, content: Box, image_px: Size) -> Box:
     return spans[0][0], spans[1][0], max(spans[0]), max(spans[1])
 
 
-def tile_boxes(canvas_px: Size, tile_px: int) -> tuple[Box, ...]:
-    """Boxes of the square tiles of a canvas, row by row."""
-    columns, rows = range(0, canvas_px[0], tile_px), range(0, canvas_px[1], tile_px)
-    return tuple((x, y, x + tile_px, y + tile_px) for y in rows for x in columns)
-
-
 def cell_boxes(layout: ImageLayout, tile_px: int) -> tuple[Box, ...]:
     """Boxes on the canvas of the tiles that a layout shows."""
     return tuple(

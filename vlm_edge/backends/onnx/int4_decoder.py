@@ -30,7 +30,6 @@ from vlm_edge.quant.qparams import Quantized, Scheme, quantize
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-HEADS = ("fp16", "int8", "int4")
 EXACT, INT8_ACTIVATIONS = 1, 4
 """MatMulNBits' accuracy_level: multiply floats, or round each block of activations to int8 first, which is much quicker."""
 _WEIGHT = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+)\.MatMul\.weight")
@@ -64,7 +63,7 @@ class DecoderWeights(Protocol):
 
 @dataclass(frozen=True)
 class Int4Settings:
-    """scheme: of the head's rounding; block size too.  head: one of HEADS.  accuracy_level: EXACT or INT8_ACTIVATIONS."""
+    """scheme: of the head's rounding; block size too.  head: one of recipe.LM_HEADS.  accuracy_level: EXACT or INT8_ACTIVATIONS."""
 
     scheme: Scheme
     head: str = "fp16"
