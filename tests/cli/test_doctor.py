@@ -268,7 +268,7 @@ def test_a_damaged_embedded_bundle_makes_the_exit_code_1(
 ) -> None:
     file = tiny_bundle.root / "tokenizer.json"
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    monkeypatch.setattr("vlm_edge.pipeline.run.NANO", tiny_bundle.root)
+    monkeypatch.setattr("vlm_edge.pipeline.embedded.NANO", tiny_bundle.root)
     assert execute(["doctor", "--json"]) == 1
     assert "SHA-256" in json.loads(capsys.readouterr().out)["machine"]["bundle_problem"]
 
