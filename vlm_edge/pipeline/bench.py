@@ -20,7 +20,7 @@ from vlm_edge.pipeline.bandwidth import last_cache_bytes, read_bandwidth
 from vlm_edge.pipeline.encoders import decoder_target
 from vlm_edge.pipeline.machine import PACKAGES, cpu_name, installed, query_gpus
 from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.planning import plan, source_header
+from vlm_edge.pipeline.question_plan import plan, source_header
 from vlm_edge.pipeline.run import Pipeline
 
 STAGES = ("preprocess", "saliency", "vision", "reduce", "prefill")

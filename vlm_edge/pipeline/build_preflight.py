@@ -25,8 +25,8 @@ from vlm_edge.pipeline.export_llm import check_decoder, check_text
 from vlm_edge.pipeline.inputs import Planned, find_model, with_recipe
 from vlm_edge.pipeline.options import CNN
 from vlm_edge.pipeline.plan import Report
-from vlm_edge.pipeline.planning import NO_LIMIT
 from vlm_edge.pipeline.quantize import calibration_path, check_options, seqlen_of
+from vlm_edge.pipeline.question_plan import NO_LIMIT
 from vlm_edge.pipeline.recipe_checks import check_words
 from vlm_edge.pipeline.source import located, of_checkpoint
 from vlm_edge.pipeline.tools import require_build_tools

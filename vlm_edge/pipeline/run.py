@@ -21,7 +21,8 @@ from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.answer import Answer, TokenCounts
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder, open_saliency
 from vlm_edge.pipeline.options import CNN, AskOptions, Look
-from vlm_edge.pipeline.planning import (
+from vlm_edge.pipeline.preflight import choose_device, find_bundle
+from vlm_edge.pipeline.question_plan import (
     ImageInput,
     check_fits,
     image_layouts,
@@ -31,7 +32,6 @@ from vlm_edge.pipeline.planning import (
     reduced_px,
     source_header,
 )
-from vlm_edge.pipeline.preflight import choose_device, find_bundle
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
 from vlm_edge.pipeline.view_memory import ViewMemory

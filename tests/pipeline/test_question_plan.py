@@ -22,8 +22,8 @@ from vlm_edge.pipeline.batch_input import Row
 from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.inputs import find_model
 from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.planning import check_fits, plan, source_header
 from vlm_edge.pipeline.preflight import preflight
+from vlm_edge.pipeline.question_plan import check_fits, plan, source_header
 from vlm_edge.units import MIB
 
 EXTRA = {
