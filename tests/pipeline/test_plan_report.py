@@ -87,6 +87,18 @@ def test_the_budget_is_the_devices_unless_it_is_named() -> None:
     assert report(device="rtx-4090", budget="1GiB").plan.budget_bytes == GIB
 
 
+@pytest.mark.parametrize(("device", "target"), [("rtx-4090", "cpu"), ("cpu-generic", "cuda")])
+def test_a_devices_memory_is_no_budget_for_another_target(device: str, target: str) -> None:
+    with pytest.raises(BadInput, match=f"{device} runs what is built for .*no budget for {target}"):
+        report(budget=None, device=device, target=target)
+
+
+def test_the_cpu_of_a_jetson_has_its_memory_and_not_its_rates() -> None:
+    found = report(budget=None, device="jetson-orin-nano-8gb", target="cpu")
+    assert found.plan.budget_bytes == report(budget=None, device="jetson-orin-nano-8gb").plan.budget_bytes
+    assert (found.request.target, found.latency) == ("cpu", None)
+
+
 def test_unified_memory_holds_what_the_host_does() -> None:
     apart, unified = report(device="rtx-4090").plan, report(device="jetson-agx-orin-64gb").plan
     assert apart.host_peak_bytes > 0

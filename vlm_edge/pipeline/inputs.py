@@ -119,7 +119,7 @@ def _bundle(root: Path, target: str | None) -> Planned:
     if target is not None and target not in targets:
         raise BadInput(
             f"bundle {manifest.name} holds nothing for {target}",
-            remedy=f"use --target {targets[0] if targets else 'cpu'}",
+            remedy=f"use --target {targets[0] if targets else 'cpu'}, and no --device that is for another",
         )
     chosen = target or ("cpu" if "cpu" in targets or not targets else targets[0])
     spec, stored = manifest.model, stored_bytes(bundle.bytes_by_role(chosen))
