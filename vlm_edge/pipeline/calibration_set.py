@@ -27,13 +27,12 @@ from vlm_edge.models.weights import load_parts
 from vlm_edge.pipeline.export import copied, manifest_of, newline_file
 from vlm_edge.pipeline.export_llm import EMBEDDING
 from vlm_edge.pipeline.source import Source
-from vlm_edge.quant.calibrate import Sample
+from vlm_edge.quant.calibrate import HELD_OUT_EVERY, Sample
 from vlm_edge.quant.memory_limit import MemoryLimit, release
 from vlm_edge.quant.sequences import CalibrationSequence, Placement
 from vlm_edge.vision.sources import load_image
 
 MIN_JUDGED = 2
-HELD_OUT_EVERY = 4
 Features = list[torch.Tensor]
 """Of one image: a tensor [P, Dl] for each view."""
 
