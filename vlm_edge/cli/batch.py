@@ -94,7 +94,6 @@ def batch(
     """
     if engine not in ENGINES:
         raise BadInput(f"--engine has no value {engine!r}", remedy=f"use one of: {', '.join(ENGINES)}")
-    from vlm_edge.core import host
     from vlm_edge.pipeline import batch as batching
     from vlm_edge.pipeline.batch_input import BatchInput
     from vlm_edge.pipeline.batch_log import BatchLog
@@ -116,7 +115,6 @@ def batch(
 
         check_ray(workers)
         limit = None if limit is None else limit // workers
-        threads = threads or max(1, host.real_cores() // workers)
     opened = find_bundle(bundle)
     manifest, chosen = opened.manifest, choose_device(opened, device)
     of = batching.asked_of(manifest.self_sha256, options)

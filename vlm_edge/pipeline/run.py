@@ -94,11 +94,7 @@ class Pipeline:
         Example: `Pipeline.load().ask("page.png", "what is the total?").text`
         """
         opened = bundle if isinstance(bundle, Bundle) else find_bundle(bundle)
-        most = host.most_threads()
-        if threads is not None and not 1 <= threads <= most:
-            raise BadInput(
-                f"--threads {threads} is not allowed", remedy=f"use 1 to {most}; {host.real_cores()} is fastest"
-            )
+        threads = host.session_threads(threads)
         chosen = choose_device(opened, device)
         limit = parse_bytes(budget) if isinstance(budget, str) else budget
         least = AskOptions(tiling="none", reduce="none")
@@ -106,7 +102,7 @@ class Pipeline:
         verify_hashes(opened, force=verify)
         if chosen == "cpu":
             share_arena()
-        return cls(opened, device=chosen, threads=threads or host.real_cores(), budget_bytes=limit)
+        return cls(opened, device=chosen, threads=threads, budget_bytes=limit)
 
     def ask(
         self,

@@ -51,8 +51,7 @@ def verify_bundle(
     Raises DamagedBundle where there is no manifest to check, BadInput for a MODEL that cannot be read, MissingDependency.
     """
     step = on_step or (lambda _: None)
-    if threads is not None and not 1 <= threads <= host.most_threads():
-        raise BadInput(f"--threads {threads} is not allowed", remedy=f"use 1 to {host.most_threads()}")
+    threads = host.session_threads(threads)
     folder = bundle_folder(root)
     manifest = read_manifest(folder)
     if model is not None:
@@ -61,7 +60,7 @@ def verify_bundle(
         source = describe(model, revision=revision or pinned, offline=offline, on_step=step, bars=bars)
     else:
         source = None
-    checks = tuple(_checks(Bundle(folder, manifest), source, threads or host.real_cores(), step))
+    checks = tuple(_checks(Bundle(folder, manifest), source, threads, step))
     return Verification(folder, manifest.name, checks)
 
 
