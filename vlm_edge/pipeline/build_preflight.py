@@ -170,9 +170,13 @@ def unfinished(job: Job) -> tuple[BuildRecord, tuple[Step, ...]]:
     todo: list[Step] = []
     for step in steps_of(job.recipe, job.effort):
         done = record.steps.get(step.name)
-        again = done is None or done.inputs != step.inputs(job)
-        lost = changed or bool(todo) if step.reads_bundle else done is not None and not still_there(done, bundle)
-        if again or lost:
+        if done is None or done.inputs != step.inputs(job):
+            again = True
+        elif step.reads_bundle:
+            again = changed or bool(todo)
+        else:
+            again = not still_there(done, bundle)
+        if again:
             todo.append(step)
     return replace(record, recipe=job.recipe.name), tuple(todo)
 
