@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from vlm_edge.core.checkpoint import Checkpoint
+from vlm_edge.core.contracts import Floats, Positions
 from vlm_edge.models.layouts import find_layout, path_of
 from vlm_edge.models.weights import empty_model, filled_in_turn, load_parts, pieces
-
-Floats = NDArray[np.float32]
 
 
 def embedding_scale(checkpoint: Checkpoint) -> float:
@@ -29,7 +27,7 @@ def reference_logits(
     embeds: Floats,
     *,
     prompt: int,
-    positions: NDArray[np.int64] | None = None,
+    positions: Positions | None = None,
     bidirectional_prefix: bool = False,
     on_layer: Callable[[int, Floats], None] | None = None,
 ) -> Floats:

@@ -16,7 +16,6 @@ from vlm_edge.vision.raster import Picture, crops, shrunk, shrunk_square, size_o
 from vlm_edge.vision.taps import FILTERS, PRECISION_BITS, Taps, make_taps
 
 Rgb = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 WHOLE_PX = 1 << 24
 """Up to here a resized image is made whole even if only a part of it is wanted: Pillow is faster than NumPy."""
 
