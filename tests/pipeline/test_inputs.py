@@ -72,6 +72,8 @@ def test_a_recipe_packs_whatever_it_is_given_with_or_is_refused(folder: Path, tm
         assert find_model(model, recipe="llava-1.5-7b").max_model_len == load_recipe(own).limits.max_model_len
         with pytest.raises(BadInput, match="nowhere"):
             find_model(model, recipe=str(tmp_path / "nowhere.yaml"))
+        with pytest.raises(BadInput, match=r"internvl3-8b is for internvl, and .* is of the family llava"):
+            find_model(model, recipe="internvl3-8b")
     with pytest.raises(BadInput, match="is a bundle"):
         find_model("nano", recipe=str(mine))
 

@@ -22,7 +22,7 @@ from vlm_edge.pipeline.build_plan import Effort, check_steps, run_report, step_p
 from vlm_edge.pipeline.build_record import RECORD, BuildRecord, read_record, still_there
 from vlm_edge.pipeline.build_steps import BuildOptions, Job, Step, as_recipe, existing, quantize_options, steps_of
 from vlm_edge.pipeline.export_llm import check_decoder, check_text
-from vlm_edge.pipeline.inputs import Planned, find_model, with_recipe
+from vlm_edge.pipeline.inputs import Planned, check_family, find_model, with_recipe
 from vlm_edge.pipeline.options import CNN
 from vlm_edge.pipeline.plan import Report
 from vlm_edge.pipeline.quantize import calibration_path, check_options, seqlen_of
@@ -71,11 +71,7 @@ def find_job(
     """
 
     def accept(config: Mapping[str, Any]) -> None:
-        if (family := discover.family_of(config).name) != recipe.family:
-            raise BadInput(
-                f"the recipe {recipe.name} is for {recipe.family}, and {model} is of the family {family}",
-                remedy="name a recipe of that family; vlm-edge recipes list shows them",
-            )
+        check_family(recipe, discover.family_of(config).name, str(model))
         subject = subject_from(recipe.name, config)
         positions = subject.text.max_positions
         if recipe.limits.max_model_len > positions:

@@ -19,6 +19,7 @@ from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import stored_bytes
 from vlm_edge.memory.request import Subject
+from vlm_edge.models.decoders import PLAIN_DECODERS
 from vlm_edge.models.subjects import subject_from
 from vlm_edge.pipeline.embedded import EMBEDDED, bundle_folder
 
@@ -33,7 +34,7 @@ class Planned:
     source: bundle, checkpoint, config or recipe.  tiles: beside a global view; None where the family has its own way.
     most_tiles: that may be shown, where a recipe or bundle says so.
     target: that the model is bound to.  max_model_len: None where nothing says so.  kv_cache: the decoder's, if not of its float
-    type.
+    type.  family: empty for a text model alone.
     """
 
     subject: Subject
@@ -46,6 +47,7 @@ class Planned:
     group_size: int = 128
     lm_head: str = "fp16"
     kv_cache: str = ""
+    family: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -92,11 +94,13 @@ def of_recipe(recipe: Recipe) -> Planned:
     config.get("model_type")
     config.refuse_unread()
     preprocessor.refuse_unread()
-    return with_recipe(Planned(subject, "recipe"), recipe)
+    return with_recipe(Planned(subject, "recipe", family=recipe.family), recipe)
 
 
 def with_recipe(found: Planned, recipe: Recipe) -> Planned:
-    """A model as a recipe packs it."""
+    """A model as a recipe packs it; raises BadInput for a recipe of another family."""
+    if found.family:
+        check_family(recipe, found.family, found.subject.name)
     own_way = not found.subject.free_tiles
     return Planned(
         subject=found.subject,
@@ -108,8 +112,18 @@ def with_recipe(found: Planned, recipe: Recipe) -> Planned:
         group_size=recipe.packing.group_size,
         lm_head=recipe.packing.lm_head,
         kv_cache="" if recipe.packing.kv_cache == "auto" else recipe.packing.kv_cache,
+        family=found.family,
         notes=found.notes,
     )
+
+
+def check_family(recipe: Recipe, family: str, model: str) -> None:
+    """Raise BadInput for a model that is not of the recipe's family."""
+    if family != recipe.family:
+        raise BadInput(
+            f"the recipe {recipe.name} is for {recipe.family}, and {model} is of the family {family}",
+            remedy="name a recipe of that family; vlm-edge recipes list shows them",
+        )
 
 
 def _bundle(root: Path, target: str | None) -> Planned:
@@ -160,9 +174,8 @@ def _folder(root: Path) -> Planned:
     checkpoint = open_checkpoint(root)
     preprocessor, notes = _beside(root)
     tensors = checkpoint.tensors.values()
-    return Planned(
-        subject_from(root.resolve().name, checkpoint.config, preprocessor, tensors=tensors), "checkpoint", notes=notes
-    )
+    subject = subject_from(root.resolve().name, checkpoint.config, preprocessor, tensors=tensors)
+    return Planned(subject, "checkpoint", family=_family(checkpoint.config), notes=notes)
 
 
 def _config(path: Path) -> Planned:
@@ -170,7 +183,12 @@ def _config(path: Path) -> Planned:
         raise BadInput(f"{path} does not exist", remedy="name a config.json, a checkpoint folder, a bundle or a recipe")
     config = _object(path)
     preprocessor, notes = _beside(path.parent)
-    return Planned(subject_from(path.resolve().parent.name, config, preprocessor), "config", notes=notes)
+    subject = subject_from(path.resolve().parent.name, config, preprocessor)
+    return Planned(subject, "config", family=_family(config), notes=notes)
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    return "" if config.get("model_type") in PLAIN_DECODERS else discover.family_of(config).name
 
 
 def _beside(root: Path) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
