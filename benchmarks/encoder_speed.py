@@ -80,7 +80,7 @@ def _compare(engines: list[Engine], folder: Path, repeats: int) -> None:
 
 
 def _save_input(checkpoint: Path, file: Path) -> None:
-    from vlm_edge.pipeline.calibration import tower_inputs
+    from vlm_edge.pipeline.example_inputs import tower_inputs
     from vlm_edge.pipeline.source import describe
 
     source = describe(checkpoint)

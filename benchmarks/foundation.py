@@ -84,6 +84,7 @@ def warm(runs: int = 15) -> None:
 def flat(count: int = 500) -> None:
     """Resident set after 50 and after `count` questions over five pages."""
     from vlm_edge import Pipeline
+    from vlm_edge.core import host
 
     pipeline = Pipeline.load()
     pages = sorted(PAGE.parent.glob("*.png"))
@@ -91,10 +92,7 @@ def flat(count: int = 500) -> None:
     for i in range(count):
         pipeline.ask(pages[i % len(pages)], QUESTIONS[i % len(QUESTIONS)])
         if i + 1 in (50, count // 2, count):
-            pages_kib = next(
-                line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
-            )
-            seen.append(f"after {i + 1}: {int(pages_kib.split()[1]) / 1024:.1f} MiB")
+            seen.append(f"after {i + 1}: {host.rss_bytes() / 2**20:.1f} MiB")
     print("resident memory " + ", ".join(seen))
 
 

@@ -35,8 +35,8 @@ from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.planning import plan, source_header
 from vlm_edge.pipeline.preflight import find_bundle
+from vlm_edge.pipeline.question_plan import plan, source_header
 from vlm_edge.units import MIB, format_bytes, parse_bytes
 
 OUT = Path(__file__).parent / "results/hard_limit.md"
@@ -123,7 +123,7 @@ def main() -> None:
                 failures.append((number + 1, done.errors.strip()[-300:]))
     if control == 0:
         failures.append((0, "the control was answered: the limit does not hold"))
-    write(bundle, given, rows, failures, control)
+    write(bundle, given, rows, sum(number > 0 for number, _ in failures), control)
     for number, errors in failures:
         print(f"request {number}: {errors}", file=sys.stderr)
     sys.exit(1 if failures else 0)
@@ -246,10 +246,10 @@ def write(
     bundle: Bundle,
     given: argparse.Namespace,
     rows: list[tuple[str, float]],
-    failures: list[tuple[int, str]],
+    failed: int,
     control: int,
 ) -> None:
-    """The table of one bundle, in place of an earlier one of the same bundle."""
+    """The table of one bundle, in place of an earlier one of the same bundle.  failed: requests; the control is none."""
     name = bundle.manifest.name
     options = "".join(f" --{key} {getattr(given, key)}" for key in ("count", "margin", "seed"))
     called = f"python -m benchmarks.hard_limit{' --bundle FOLDER' if given.bundle else ''}{options}"
@@ -259,8 +259,8 @@ def write(
     text = [
         f"## {name}", "", f"`{called}`, {datetime.date.today()}, {machine}.", "",
         f"Held by {mechanism()}. Limit: the planned peak and {format_bytes(parse_bytes(given.margin))}.", "",
-        f"{len(rows)} requests: {len(rows) - len(failures)} answered within the limit and refused without the memory, "
-        f"{len(failures)} not. Measured peak over limit: {shares[0]:.3f} to {shares[-1]:.3f}, "
+        f"{len(rows)} requests: {len(rows) - failed} answered within the limit and refused without the memory, "
+        f"{failed} not. Measured peak over limit: {shares[0]:.3f} to {shares[-1]:.3f}, "
         f"median {shares[len(shares) // 2]:.3f}.", "",
         f"Control: request 1 with {CONTROL_SHARE} of what it was measured to need ended with exit code {control}.", "",
         "| | image | asked | planned MiB | measured MiB | of the limit | within it | 1 MiB under the least |",

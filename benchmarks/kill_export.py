@@ -24,7 +24,8 @@ from pathlib import Path
 from vlm_edge.core.bundle import open_bundle, verify_hashes, write_manifest
 from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.errors import DamagedBundle
-from vlm_edge.pipeline.run import NANO, Pipeline
+from vlm_edge.pipeline.embedded import NANO
+from vlm_edge.pipeline.run import Pipeline
 from vlm_edge.pipeline.source import source_hashes
 from vlm_edge.pipeline.verify import verify_bundle
 

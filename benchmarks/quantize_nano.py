@@ -29,11 +29,11 @@ from benchmarks.nano_sequences import CALIBRATION_SEED, CHECKPOINT, HELD_OUT_SEE
 from benchmarks.packed_questions import Answers, answers, divergences, kept, load_answers, save_answers
 from benchmarks.quantize_table import write_table
 from benchmarks.stress_twins import make_twin
-from recipes.nano.evaluate import cpu_name
 from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.models.weights import load_parts
 from vlm_edge.pipeline import quantize_run
+from vlm_edge.pipeline.machine import cpu_name
 from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model, versions
 from vlm_edge.quant.reading import dequantized
 

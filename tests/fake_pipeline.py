@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,3 +63,13 @@ class FakePipeline:
             bundle="fake",
             device="cpu",
         )
+
+
+def write_rows(folder: Path, rows: Sequence[dict[str, object]]) -> Path:
+    """data.jsonl with `rows`, beside the images they name, which are no images: FakePipeline opens none."""
+    for row in rows:
+        image = str(row["image"])
+        (folder / image).write_bytes(image.encode())
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

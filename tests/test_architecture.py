@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vlm_edge"
-SOURCES = sorted(path for top in ("vlm_edge", "recipes", "tests") for path in (ROOT / top).rglob("*.py"))
+SOURCES = sorted(
+    path for top in ("vlm_edge", "recipes", "tests", "benchmarks", "docs") for path in (ROOT / top).rglob("*.py")
+)
 PACKAGE_SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 MAX_LINES = 400

@@ -35,12 +35,13 @@ from vlm_edge.core.shards import read_tensor
 from vlm_edge.errors import BadInput, VlmEdgeError
 from vlm_edge.memory.formulas import image_decode_bytes
 from vlm_edge.pipeline.batch_input import BatchInput
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.plan import PlanOptions, make_report
 from vlm_edge.pipeline.preflight import preflight
 from vlm_edge.pipeline.recipe_checks import check
 from vlm_edge.pipeline.rows import read_rows
-from vlm_edge.pipeline.run import NANO, Pipeline
+from vlm_edge.pipeline.run import Pipeline
 from vlm_edge.quant.calibrate import read_samples
 from vlm_edge.vision.sources import load_image, load_reduced, probe
 

@@ -10,7 +10,6 @@ downsampling at the same number of tokens. It can be stopped and started again: 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from vlm_edge.core.bundle import atomic_write, hash_file
 from vlm_edge.core.load import to_plain
 from vlm_edge.errors import CheckFailed, VlmEdgeError
 from vlm_edge.pipeline.evaluate import Evaluation, evaluate
+from vlm_edge.pipeline.machine import cpu_name, installed
 from vlm_edge.pipeline.metrics import Comparison, compare
 from vlm_edge.pipeline.options import AskOptions, Look
 from vlm_edge.pipeline.rows import EvalRow, OutcomeLog, read_rows
@@ -160,23 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "vlm-edge": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def cpu_name() -> str:
-    """The processor's model name, as Linux or else Python knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return {"python": platform.python_version(), "vlm-edge": __version__} | installed(LIBRARIES)
 
 
 def draw(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,6 @@ class Line:
     key: str
     value: str
     box: Box
-    value_x0: float
     centers: tuple[float, ...]
     center_y: float
     typeface: str
@@ -335,7 +334,7 @@ def text_line(
     centers = tuple((a + b) / 2 for a, b in itertools.pairwise(edges))
     ascent = -font.getbbox("0", anchor="ls")[1]
     box = (x, baseline - ascent - 1, edges[-1], baseline + 2.0)
-    return Line(key, value, box, start, centers, baseline - ascent / 2, typeface, size_px)
+    return Line(key, value, box, centers, baseline - ascent / 2, typeface, size_px)
 
 
 def _draw_body_text(rng: np.random.Generator, image: Image.Image, dark: bool, taken: list[Box]) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.campaign import flips, forked, inputs, mutants, report
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 
 MIB = 1 << 20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and asks /proc")

@@ -92,10 +92,14 @@ def test_peak_memory_counts_what_was_freed() -> None:
     assert peak_bytes() >= max(before, 240_000_000)
 
 
-def test_the_best_of_a_few_readings_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([0.0, 4.0, 10.0, 12.0, 20.0, 28.0])
-    monkeypatch.setattr(memory_read.time, "perf_counter", lambda: next(ticks))
-    assert memory_read.fastest_read([np.ones(10, np.uint64), np.ones(10, np.uint64)]) == 80
+def test_memory_is_read_once_for_each_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("read\nread\n"))
+    monkeypatch.setattr(memory_read, "BUFFER_BYTES", 1 << 16)
+    memory_read.main(threads=2)
+    ready, *readings = capsys.readouterr().out.splitlines()
+    assert ready == "ready"
+    assert len(readings) == 2
+    assert min(map(float, readings)) > 0
 
 
 def test_an_engine_answers_until_it_is_closed() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hard_limit
+from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.preflight import find_bundle
 from vlm_edge.units import MIB
 
@@ -61,3 +62,17 @@ def test_what_fits_is_not_refused_and_what_does_not_is(tmp_path: Path) -> None:
     assert hard_limit.refusal(request, bundle) == ""
     roomy = hard_limit.Request(**{**vars(request), "least_bytes": request.peak_bytes + 2 * MIB})
     assert hard_limit.refusal(roomy, bundle) == "exit code 0"
+
+
+def test_a_control_that_was_answered_is_no_request_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = hard_limit.Request(Path("page.png"), (64, 64), "?", AskOptions(), 100 * MIB, 90 * MIB)
+    monkeypatch.setattr(hard_limit, "OUT", tmp_path / "out.md")
+    monkeypatch.setattr(hard_limit, "requests", lambda *_: [request])
+    monkeypatch.setattr(hard_limit, "limited", lambda *_: hard_limit.Done(0, 100 * MIB, "", ""))
+    monkeypatch.setattr(hard_limit, "refusal", lambda *_: "")
+    monkeypatch.setattr("sys.argv", ["hard_limit"])
+    with pytest.raises(SystemExit, match="1"):
+        hard_limit.main()
+    assert (
+        "1 requests: 1 answered within the limit and refused without the memory, 0 not." in hard_limit.OUT.read_text()
+    )

@@ -25,7 +25,7 @@ def test_large_images_are_the_page_over_and_over(size: tuple[int, int], tmp_path
 
 def test_a_hit_is_a_line_that_lies_in_a_tile_or_over_two_that_abut() -> None:
     boxes = (10, 10, 90, 24), (100, 50, 200, 64), (150, 190, 300, 204), (390, 10, 460, 24)
-    lines = tuple(Line("total", "1", box, box[0], (box[0],), box[1] + 7, "none", 12) for box in boxes)
+    lines = tuple(Line("total", "1", box, (box[0],), box[1] + 7, "none", 12) for box in boxes)
     page = Page(np.zeros((400, 400, 3), np.uint8), lines, (), 0.0)
     tiles = [Tile(x, y, x + 112, y + 112, 0.0) for x, y in ((0, 0), (120, 150), (232, 150))]
     assert saliency_hits.shown(page, tiles) == (2, 3), (

@@ -245,7 +245,7 @@ def test_versions_come_from_metadata_and_what_is_missing_is_left_out() -> None:
 def test_the_command_shows_this_machine(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    monkeypatch.setattr("vlm_edge.pipeline.run.NANO", tiny_bundle.root)
+    monkeypatch.setattr("vlm_edge.pipeline.embedded.NANO", tiny_bundle.root)
     assert execute(["doctor", "--json"] if as_json else ["doctor"]) == 0
     out = capsys.readouterr().out
     if not as_json:
@@ -268,7 +268,7 @@ def test_a_damaged_embedded_bundle_makes_the_exit_code_1(
 ) -> None:
     file = tiny_bundle.root / "tokenizer.json"
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    monkeypatch.setattr("vlm_edge.pipeline.run.NANO", tiny_bundle.root)
+    monkeypatch.setattr("vlm_edge.pipeline.embedded.NANO", tiny_bundle.root)
     assert execute(["doctor", "--json"]) == 1
     assert "SHA-256" in json.loads(capsys.readouterr().out)["machine"]["bundle_problem"]
 

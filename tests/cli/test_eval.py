@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cli.terminal import Terminal
-from tests.fake_pipeline import FakePipeline
+from tests.fake_pipeline import FakePipeline, write_rows
 from vlm_edge.cli.main import execute
 from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.run import Pipeline
@@ -43,11 +43,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    for name in "ab":
-        (tmp_path / f"{name}.png").write_bytes(name.encode())
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return write_rows(tmp_path, ROWS)
 
 
 def test_the_table_has_a_line_for_each_task_and_stratum(

@@ -259,8 +259,7 @@ def test_missing_fields(config: Callable[..., str], refused: Callable[..., str],
     ],
 )
 def test_values_that_cannot_be(arguments: tuple[str, ...], refused: Callable[..., str]) -> None:
-    model = "llava-1.5-7b" if arguments[0] != "--recipe" else str(resource_dir("recipes") / "nano/checkpoint")
-    refused(model, "--budget", "24GiB", *arguments)
+    refused("llava-1.5-7b", "--budget", "24GiB", *arguments)
 
 
 def test_files_that_hold_another_decoder(tmp_path: Path, refused: Callable[..., str]) -> None:

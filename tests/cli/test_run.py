@@ -20,8 +20,9 @@ from vlm_edge.cli.main import execute
 from vlm_edge.core import host
 from vlm_edge.core.bundle import hash_file, open_bundle, write_manifest
 from vlm_edge.core.resources import resource_dir
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.run import NANO, plan
+from vlm_edge.pipeline.question_plan import plan
 from vlm_edge.vision.sources import probe
 
 PAGE = resource_dir("calibration") / "pages/receipt.png"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.cli.program import VLM_EDGE, in_checkout
 from vlm_edge.cli.main import execute
@@ -60,6 +61,36 @@ def test_eval_too_ends_with_141(tmp_path: Path, abandoned: int, monkeypatch: pyt
     assert execute(["eval", str(data)]) == 141
     with suppress(BrokenPipeError):
         stream.close()
+
+
+TOO_LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", TOO_LONG),
+        ("plan", "nano", "--html", f"{TOO_LONG}.html"),
+        ("run", "page.png", "q", "--explain", f"{TOO_LONG}.png"),
+        ("run", "page.png", "q", "--saliency-model", TOO_LONG),
+        ("batch", TOO_LONG, "out.jsonl"),
+        ("batch", "rows.jsonl", TOO_LONG),
+        ("recipes", "check", f"{TOO_LONG}.yaml"),
+        ("profiles", "check", f"{TOO_LONG}.yaml"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_name_that_the_file_system_does_not_take_is_no_unexpected_error(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("page.png")
+    (tmp_path / "rows.jsonl").write_text('{"image": "page.png", "question": "q"}\n')
+    assert execute(arguments) == 2
+    error, fix = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: x")
+    assert error.endswith("File name too long")
+    assert fix == "fix: check the path, its permissions and the disk"
 
 
 @pytest.mark.parametrize("name", ["help", "run --json"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_pipeline import FakePipeline
+from tests.fake_pipeline import FakePipeline, write_rows
 from vlm_edge.cli.main import execute
 from vlm_edge.pipeline import sweep as sweep_module
 from vlm_edge.pipeline import sweep_chart
@@ -29,13 +29,11 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    (tmp_path / "a.png").write_bytes(b"a")
-    rows = [{"image": "a.png", "question": question, "answer": "1"} for question in ("q1", "q2")]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = write_rows(tmp_path, [{"image": "a.png", "question": question, "answer": "1"} for question in ("q1", "q2")])
     (tmp_path / "ways.yaml").write_text("points: [{reduce: [none, tome], keep: [0.5]}]\n")
     return [
         "eval",
-        str(tmp_path / "data.jsonl"),
+        str(data),
         "--sweep",
         str(tmp_path / "ways.yaml"),
         "--out",

@@ -10,7 +10,7 @@ import pytest
 
 from vlm_edge.cli.main import execute
 from vlm_edge.core.bundle import Bundle
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 
 
 @pytest.fixture

@@ -65,8 +65,25 @@ def test_artifacts_are_found_by_role_and_target(tiny_bundle: Bundle) -> None:
     assert tiny_bundle.path("llm.graph", target="cpu") == tiny_bundle.root / "llm/cpu/model.onnx"
     assert tiny_bundle.path("tokenizer", target="cuda").name == "tokenizer.json"
     assert tiny_bundle.targets() == ("cpu",)
+    assert tiny_bundle.find("llm.graph", target="cuda") is None
     with pytest.raises(DamagedBundle, match=r"no llm\.graph for cuda"):
         tiny_bundle.path("llm.graph", target="cuda")
+
+
+@pytest.mark.parametrize(
+    ("role", "target", "options"),
+    [
+        ("vision.graph", "cuda", "--target cuda"),
+        ("llm.graph", "cuda", "--component llm --target cuda"),  # without it, export adds the tower alone
+        ("preprocessor_config", "any", ""),  # which is no target that export knows
+    ],
+)
+def test_a_missing_file_is_remedied_by_a_command_that_brings_it(
+    role: str, target: str, options: str, tiny_bundle: Bundle
+) -> None:
+    with pytest.raises(DamagedBundle) as caught:
+        tiny_bundle.path(role, target=target)
+    assert caught.value.remedy == f"vlm-edge export MODEL {tiny_bundle.root} {options}".rstrip()
 
 
 def test_references_hold_size_and_hash(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from vlm_edge.core.bundle import Manifest, open_bundle, verify_hashes
 from vlm_edge.core.bundle_writer import Staged, checked, locked, present, publish
 from vlm_edge.errors import BadInput, DamagedBundle
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 
 SOURCE = {"config": "1", "tensors": "2"}
 OLD = {"vision/cpu/model.onnx": b"old graph", "vision/cpu/model.onnx.data": b"old weights", "config.json": b"{}"}
@@ -100,11 +101,38 @@ def test_a_folder_that_got_nothing_is_removed_again(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_elsewhere_that_cannot_be_read_is_not_put_down_to_the_bundle(tmp_path: Path):
+    with pytest.raises(BadInput, match="nowhere") as caught, locked(tmp_path / "out"):
+        (tmp_path / "nowhere/image.png").read_bytes()
+    assert "cannot be written" not in caught.value.message
+    with pytest.raises(BadInput, match="out cannot be written"), locked(tmp_path / "out") as stage:
+        (stage / "missing/file").write_bytes(b"")
+
+
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path):
     (tmp_path / "out/.export-1234/vision").mkdir(parents=True)
     assert present(tmp_path / "out", SOURCE, "it") is None
     with locked(tmp_path / "out") as stage:
         assert [path for path in stage.parent.iterdir() if path.name.startswith(".export-")] == [stage]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_a_writer_that_is_killed_over_its_first_manifest_can_go_on(tmp_path: Path):
+    program = """
+import os, signal, sys
+from pathlib import Path
+from vlm_edge.core.bundle import atomic_write
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+with atomic_write(Path(sys.argv[1]) / "manifest.json") as stream:
+    stream.write(b"{}")
+"""
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", program, str(out)], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name.startswith(".manifest.json.") for path in out.iterdir()] == [True]
+    assert present(out, SOURCE, "it") is None
+    with locked(out) as stage:
+        assert {path.name for path in out.iterdir()} == {".lock", stage.name}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no flock")

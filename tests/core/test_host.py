@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vlm_edge.core import host
+from vlm_edge.errors import BadInput
 
 Files = dict[str, str]
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\nSwapTotal:  1 kB\n"
@@ -40,8 +41,16 @@ def test_free_memory_is_what_the_kernel_calls_available(machine: Callable[[Files
     assert host.total_bytes() == 16_384_000_000
 
 
+def test_a_plan_leaves_the_reserve_alone(machine: Callable[[Files], None]) -> None:
+    machine({"proc/meminfo": MEMINFO})
+    assert host.usable_bytes() == 8_192_000_000 - (512 << 20)
+    machine({"proc/meminfo": "MemAvailable: 1000 kB"})
+    assert host.usable_bytes() == 0
+
+
 def test_a_system_that_tells_nothing(machine: Callable[[Files], None]) -> None:
     machine({})
+    assert host.usable_bytes() is None
     assert host.available_bytes() is None
     assert host.total_bytes() is None
     machine({"proc/meminfo": "MemAvailable: lots\nMemTotal:"})
@@ -127,6 +136,14 @@ def test_a_system_without_affinity_counts_processors(monkeypatch: pytest.MonkeyP
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert host.real_cores() == host.threads() == 1
+
+
+def test_a_session_has_a_thread_for_each_core_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "real_cores", lambda: 8)
+    assert (host.session_threads(None), host.session_threads(1)) == (8, 1)
+    for asked in (0, -1, host.most_threads() + 1):
+        with pytest.raises(BadInput, match=f"--threads {asked} is not allowed"):
+            host.session_threads(asked)
 
 
 def test_this_machine_gives_plausible_numbers() -> None:

@@ -21,7 +21,7 @@ from vlm_edge.core.geometry import (
 )
 from vlm_edge.core.manifest_checks import REDUCTIONS, TILINGS, check_manifest
 from vlm_edge.errors import DamagedBundle
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 
 
 def changed(bundle: Bundle, **fields: Any) -> Bundle:

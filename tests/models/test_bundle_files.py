@@ -14,7 +14,7 @@ from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
 from vlm_edge.errors import DamagedBundle
 from vlm_edge.models import bundle_files
 from vlm_edge.models.llava.prompt import DEFAULT_TEMPLATE, LlavaPrompt
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 
 LAYOUT = open_bundle(NANO).manifest.model.geometry.layout((300, 200))
 ASKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is the total?"}]}]

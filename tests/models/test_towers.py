@@ -111,7 +111,7 @@ def test_siglip_so400m() -> None:
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model("siglip_vision_model", vision_use_head=False, **sizes))
     assert spec.parameters == sum(p.numel() for p in model.parameters())
-    assert (spec.patches, spec.prefix_tokens, spec.class_token) == (729, 0, False)
+    assert (spec.patches, spec.prefix_tokens) == (729, 0)
     assert replace(spec, parameters=0) == replace(
         vision_spec(Fields(sizes), "siglip_vision_model", feature_layers=(27, 2)), parameters=0
     )

@@ -17,8 +17,8 @@ from vlm_edge.core.load import to_plain
 from vlm_edge.errors import BadInput, MissingDependency
 from vlm_edge.pipeline import bandwidth, bench_chart
 from vlm_edge.pipeline.bench import STAGES, Benched, Decode, Spread, bench, check_settings, default_image
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.machine import cpu_name
-from vlm_edge.pipeline.run import NANO
 
 NEW_TOKENS = 12
 LAYERS, KV_HEADS, HEAD_DIM, FP32 = 4, 4, 64, 4

@@ -14,10 +14,10 @@ from tests.runnable import PREPROCESSOR, QUESTIONS, VARIANTS, Runnable
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.errors import BadImage
-from vlm_edge.pipeline import planning
+from vlm_edge.pipeline import question_plan
 from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.options import Look
-from vlm_edge.pipeline.planning import open_picture, plan, source_header
+from vlm_edge.pipeline.question_plan import open_picture, plan, source_header
 from vlm_edge.vision import bands, saliency
 from vlm_edge.vision.raster import FileRaster
 
@@ -29,7 +29,7 @@ SMALL = 1 << 16
 @pytest.fixture
 def by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of any size are read by parts, in bands of a few rows."""
-    monkeypatch.setattr(planning, "PARTS_FROM_PX", 0)
+    monkeypatch.setattr(question_plan, "PARTS_FROM_PX", 0)
     monkeypatch.setattr(bands, "BAND_PX", SMALL)
 
 
@@ -70,7 +70,7 @@ def test_nano_sees_the_same(
     whole = pipeline.ask(path, QUESTION, LOOKS[look])
     runs = next(iter(pipeline._cache._items.values())).runs
     pipeline.forget()
-    monkeypatch.setattr(planning, "PARTS_FROM_PX", 0)
+    monkeypatch.setattr(question_plan, "PARTS_FROM_PX", 0)
     monkeypatch.setattr(bands, "BAND_PX", SMALL)
     monkeypatch.setattr("vlm_edge.vision.sources._decode", lambda *_: pytest.fail("decoded as a whole"))
     parts = pipeline.ask(path, QUESTION, LOOKS[look])
@@ -134,7 +134,7 @@ def test_only_large_images_in_such_formats_are_read_by_parts(tmp_path: Path, mon
     page = Image.open(PAGE).convert("RGB")
     path = saved(tmp_path, "page.png", page)
     assert source_header(path, 1 << 30).band_px == 0
-    monkeypatch.setattr(planning, "PARTS_FROM_PX", page.width * page.height - 1)
+    monkeypatch.setattr(question_plan, "PARTS_FROM_PX", page.width * page.height - 1)
     assert source_header(path, 1 << 30).band_px == bands.BAND_PX // page.width * page.width
     page.save(tmp_path / "page.jpg")
     assert source_header(tmp_path / "page.jpg", 1 << 30).band_px == 0

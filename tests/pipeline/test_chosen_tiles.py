@@ -16,7 +16,7 @@ from vlm_edge import AskOptions
 from vlm_edge.core.geometry import visual_token_count
 from vlm_edge.models import packed_settings
 from vlm_edge.models.qwen_prompt import rope_positions
-from vlm_edge.pipeline.planning import source_header
+from vlm_edge.pipeline.question_plan import source_header
 
 QUESTION = QUESTIONS[0]
 PINPOINTS = [[28, 56], [56, 28], [56, 84]]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.fake_pipeline import FakePipeline
+from vlm_edge.core.layout import Box
 from vlm_edge.errors import BadImage, DamagedBundle
 from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.evaluate import evaluate
-from vlm_edge.pipeline.options import AskOptions, Box
+from vlm_edge.pipeline.options import AskOptions
 from vlm_edge.pipeline.rows import EvalRow, OutcomeLog
 from vlm_edge.vision.grounding import LabelledBox
 

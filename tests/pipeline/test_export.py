@@ -22,9 +22,10 @@ from vlm_edge.core.bundle import Bundle, open_bundle, verify_hashes
 from vlm_edge.core.geometry import TileGeometry
 from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle, MissingDependency
 from vlm_edge.models import weights
-from vlm_edge.pipeline import calibration, export, source, tools
+from vlm_edge.pipeline import example_inputs, export, source, tools
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.export import ExportOptions, export_model
-from vlm_edge.pipeline.run import NANO, Pipeline
+from vlm_edge.pipeline.run import Pipeline
 from vlm_edge.vision.sources import load_image
 
 OTHERS = sorted({*exportable.PREPROCESSORS} - {"llava", "qwen2_5_vl"})
@@ -104,7 +105,7 @@ def test_stored_rows_check_the_graph_without_torch(llava: Path):
     images = importlib.import_module("vlm_edge.models.llava.images")
     config = json.loads((llava / "out/config.json").read_text())
     settings = images.settings_from(config, exportable.PREPROCESSORS["llava"])
-    inputs = calibration.tower_inputs(images, settings, ("pixel_values",))
+    inputs = example_inputs.tower_inputs(images, settings, ("pixel_values",))
     encoder = OnnxEncoder(bundle.path("vision.graph", target="cpu"), target="cpu", threads=1)
     outputs = [encoder.encode(arrays) for arrays in inputs]
     assert references.check(stored, "vision", "fp32", inputs, outputs).ok

@@ -12,8 +12,8 @@ from vlm_edge.errors import BadInput, DoesNotFit
 from vlm_edge.memory.phases import Plan
 from vlm_edge.pipeline.fit import fit_tiles
 from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.planning import plan, source_header
 from vlm_edge.pipeline.preflight import preflight
+from vlm_edge.pipeline.question_plan import plan, source_header
 
 WIDE = photo(90, 61)
 

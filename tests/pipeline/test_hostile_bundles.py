@@ -18,7 +18,7 @@ from tests.image_bytes import noise
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.bundle import hash_file
 from vlm_edge.errors import BadInput, DamagedBundle, VlmEdgeError
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 
 MANIFESTS, CONTENTS = 200, 60
 MEMORY = "1GiB"

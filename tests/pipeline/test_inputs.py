@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_a_checkpoint_agrees_with_the_recipe_that_packs_it() -> None:
     assert (found.source, found.tiles, found.max_model_len) == ("checkpoint", 6, 768)
     assert found.subject.text == find_model("nano").subject.text
     assert found.subject.stored == {}
+
+
+def test_a_recipe_packs_whatever_it_is_given_with_or_is_refused(folder: Path, tmp_path: Path) -> None:
+    own = resource_dir("recipes") / "llava-1.5-7b.yaml"
+    mine = tmp_path / "mine.yaml"
+    told = own.read_text("utf-8").replace("name: llava-1.5-7b", "name: mine", 1)
+    mine.write_text(re.sub(r"max_model_len: \d+", "max_model_len: 2345", told), "utf-8")
+    for model in (str(folder), "llava-1.5-7b"):
+        assert find_model(model, recipe=str(mine)).max_model_len == 2345
+        assert find_model(model, recipe="llava-1.5-7b").max_model_len == load_recipe(own).limits.max_model_len
+        with pytest.raises(BadInput, match="nowhere"):
+            find_model(model, recipe=str(tmp_path / "nowhere.yaml"))
+        with pytest.raises(BadInput, match=r"internvl3-8b is for internvl, and .* is of the family llava"):
+            find_model(model, recipe="internvl3-8b")
+    with pytest.raises(BadInput, match="is a bundle"):
+        find_model("nano", recipe=str(mine))
 
 
 def test_a_folder_without_weights_and_its_config_alone_are_the_same(folder: Path) -> None:

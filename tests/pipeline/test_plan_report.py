@@ -18,7 +18,8 @@ from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, MissingDependency
 from vlm_edge.pipeline.plan import PlanOptions, make_report, to_json
 from vlm_edge.pipeline.plan_chart import draw_chart
-from vlm_edge.pipeline.plan_page import check_output, page, write_page
+from vlm_edge.pipeline.plan_page import page, write_page
+from vlm_edge.pipeline.written import check_output
 from vlm_edge.units import GIB, MIB
 
 GOLDEN = Path(__file__).parents[1] / "data/plans"
@@ -84,6 +85,18 @@ def test_decimal_and_binary_budgets_differ() -> None:
 def test_the_budget_is_the_devices_unless_it_is_named() -> None:
     assert report(budget=None, device="rtx-4090").plan.budget_bytes == 24564 * MIB
     assert report(device="rtx-4090", budget="1GiB").plan.budget_bytes == GIB
+
+
+@pytest.mark.parametrize(("device", "target"), [("rtx-4090", "cpu"), ("cpu-generic", "cuda")])
+def test_a_devices_memory_is_no_budget_for_another_target(device: str, target: str) -> None:
+    with pytest.raises(BadInput, match=f"{device} runs what is built for .*no budget for {target}"):
+        report(budget=None, device=device, target=target)
+
+
+def test_the_cpu_of_a_jetson_has_its_memory_and_not_its_rates() -> None:
+    found = report(budget=None, device="jetson-orin-nano-8gb", target="cpu")
+    assert found.plan.budget_bytes == report(budget=None, device="jetson-orin-nano-8gb").plan.budget_bytes
+    assert (found.request.target, found.latency) == ("cpu", None)
 
 
 def test_unified_memory_holds_what_the_host_does() -> None:
@@ -267,7 +280,7 @@ def test_without_matplotlib_the_remedy_is_told(
 
 def test_outputs_are_checked_before_anything_is_planned(tmp_path: Path) -> None:
     check_output(tmp_path / "a.HTML", (".html",))
-    for path, named in ((tmp_path / "a.pdf", ".html"), (tmp_path / "no/a.html", "nothing can be written")):
+    for path, named in ((tmp_path / "a.pdf", ".html"), (tmp_path / "no/a.html", "there is no folder")):
         with pytest.raises(BadInput, match=named):
             check_output(path, (".html",))
     (tmp_path / "b.html").mkdir()

@@ -81,3 +81,10 @@ def test_a_bundle_that_no_worker_can_open_ends_the_batch(ray: Any, tmp_path: Pat
 def test_no_workers(workers: int) -> None:
     with pytest.raises(BadInput, match="--workers"):
         check_ray(workers)
+
+
+@pytest.mark.parametrize("threads", [0, 10**6])
+def test_workers_have_no_more_threads_than_one_pipeline_may(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "check_ray", lambda _: None)
+    with pytest.raises(BadInput, match=f"--threads {threads} is not allowed"):
+        RayEngine(Loading(None, "cpu", threads, None, verify=False), AskOptions(), "", workers=1)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.fake_pipeline import FakePipeline
+from tests.fake_pipeline import FakePipeline, write_rows
 from vlm_edge.core.recipe import load_recipe
 from vlm_edge.errors import BadImage, BadInput, MissingDependency
 from vlm_edge.pipeline import recipe_checks, sweep_chart, sweep_run
@@ -55,11 +55,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[FakePipeline]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    for name in "ab":
-        (tmp_path / f"{name}.png").write_bytes(name.encode())
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return write_rows(tmp_path, ROWS)
 
 
 def request(data: Path, *blocks: dict[str, object], keep_going: bool = False, **other: object) -> Request:

@@ -20,10 +20,10 @@ from tests.pipeline.test_hostile_bundles import reseal
 from vlm_edge.backends.onnx import export as onnx_export
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.errors import BadInput, DamagedBundle, MissingDependency
-from vlm_edge.pipeline import calibration, tools, written
+from vlm_edge.pipeline import example_inputs, tools, written
 from vlm_edge.pipeline.checks import Check, Verification
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.pipeline.export import ExportOptions, export_model
-from vlm_edge.pipeline.run import NANO
 from vlm_edge.pipeline.verify import verify_bundle, write_report
 from vlm_edge.pipeline.vision_checks import ASK_TORCH
 
@@ -206,8 +206,8 @@ def test_a_largest_difference_that_was_asked_for_is_kept(out: Path) -> None:
 
 
 def test_references_of_other_images_decide_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = calibration.calibration_images()
-    monkeypatch.setattr(calibration, "calibration_images", lambda: images[::-1])
+    images = example_inputs.example_images()
+    monkeypatch.setattr(example_inputs, "example_images", lambda: images[::-1])
     checks = named(checked(out))
     assert checks["parity vision/cpu"].ok is None
     assert "not those" in checks["parity vision/cpu"].note

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,29 @@ def test_the_line_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}\n{"text": "\xff"}\n')
     with pytest.raises(BadInput, match=r"data\.jsonl:3: not UTF-8"):
         read_samples(tmp_path / "data.jsonl", limit=10)
+
+
+def test_what_the_system_does_not_let_be_read_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x" * 300, "nowhere.jsonl"):
+        with pytest.raises(BadInput, match=f"{name[:12]}.* cannot be read"):
+            read_samples(tmp_path / name, limit=10)
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(BadInput, match="locked cannot be read"):
+        read_samples(tmp_path / "locked", limit=10)
+
+
+def forbidden(path: Path) -> Iterator[Path]:
+    """As for a folder that this user may not list: root, who runs some tests, may list them all."""
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_an_image_that_went_away_is_named_with_its_line(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    found = read_samples(write_lines(tmp_path / "data.jsonl", [{"text": "one", "image": "a.png"}]), limit=1)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(BadInput, match=r"data\.jsonl:1: .*a\.png"):
+        digest(found)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from vlm_edge.core import host
 from vlm_edge.errors import BadInput
+from vlm_edge.quant import memory_limit
 from vlm_edge.quant.memory_limit import MemoryLimit
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,18 @@ def test_without_a_limit_the_peak_is_recorded() -> None:
     with limit.enforced():
         limit.check()
     assert limit.peak_bytes >= host.rss_bytes() // 2
+
+
+def test_a_limit_watches_again_when_it_is_enforced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_limit, "INTERVAL_S", 0.005)
+    limit = MemoryLimit(None)
+    for _ in range(2):
+        limit.kept_bytes = 0
+        with limit.enforced():
+            deadline = time.monotonic() + 60
+            while not limit.kept_bytes and time.monotonic() < deadline:
+                time.sleep(0.005)
+        assert limit.kept_bytes
 
 
 def test_other_errors_pass_through() -> None:

@@ -59,8 +59,9 @@ def test_half_written_states_are_not_read(tmp_path: Path) -> None:
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     states = filled(tmp_path, resident=False)
     states.path(0).write_bytes(states.path(0).read_bytes()[:-1])
-    with pytest.raises(BadInput, match="damaged"):
+    with pytest.raises(BadInput, match="damaged") as caught:
         states.open(0)
+    assert str(tmp_path) in caught.value.remedy  # what is to go, and not the bundle that it lies in
 
 
 def test_states_of_another_shape_are_refused(tmp_path: Path) -> None:

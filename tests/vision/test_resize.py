@@ -21,7 +21,6 @@ from vlm_edge.vision.resize import (
     resized_window,
     source_box,
     squared,
-    tile_boxes,
 )
 
 FILTER = st.sampled_from(sorted(FILTERS))
@@ -119,11 +118,6 @@ def test_views_are_stacked_channels_first():
     views = [noise(5, 7, seed=seed) for seed in range(3)]
     stacked = Normalisation().stack(views)
     np.testing.assert_array_equal(stacked, np.stack(views).transpose(0, 3, 1, 2).astype(np.float32))
-
-
-def test_tiles_row_by_row():
-    assert tile_boxes((4, 6), 2)[:3] == ((0, 0, 2, 2), (2, 0, 4, 2), (0, 2, 2, 4))
-    assert len(tile_boxes((4, 6), 2)) == 6
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from vlm_edge.cli import render
 from vlm_edge.cli.options import (
     AsJson,
     Budget,
+    BundleOption,
     Device,
     Keep,
     MaxNewTokens,
@@ -45,9 +46,6 @@ Out = Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="One line a row i
 Question = Annotated[
     str, typer.Option(help="For a folder's images, and for rows without a question.", show_default=False)
 ]
-Bundle = Annotated[
-    str | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)
-]
 EngineName = Annotated[
     str,
     typer.Option(
@@ -64,7 +62,7 @@ def batch(
     source: Input,
     out: Out,
     question: Question = "",
-    bundle: Bundle = None,
+    bundle: BundleOption = None,
     tiling: Tiling = None,
     max_tiles: MaxTiles = None,
     reduce: Reduce = None,
@@ -96,7 +94,6 @@ def batch(
     """
     if engine not in ENGINES:
         raise BadInput(f"--engine has no value {engine!r}", remedy=f"use one of: {', '.join(ENGINES)}")
-    from vlm_edge.core import host
     from vlm_edge.pipeline import batch as batching
     from vlm_edge.pipeline.batch_input import BatchInput
     from vlm_edge.pipeline.batch_log import BatchLog
@@ -118,11 +115,10 @@ def batch(
 
         check_ray(workers)
         limit = None if limit is None else limit // workers
-        threads = threads or max(1, host.real_cores() // workers)
     opened = find_bundle(bundle)
     manifest, chosen = opened.manifest, choose_device(opened, device)
     of = batching.asked_of(manifest.self_sha256, options)
-    folder = None if bundle in (None, EMBEDDED) else str(opened.root.absolute())
+    folder = None if bundle is None or str(bundle) == EMBEDDED else str(opened.root.absolute())
     loading = batching.Loading(folder, chosen, threads, limit, verify)
     with BatchLog.open(out, retry_failed=retry_failed) as log:
         total = batching.count_rows(rows, log, of)

@@ -11,6 +11,7 @@ from vlm_edge.cli import render
 from vlm_edge.cli.options import (
     AsJson,
     Budget,
+    BundleArgument,
     Device,
     Keep,
     MaxPixels,
@@ -26,10 +27,6 @@ from vlm_edge.units import GIB, format_bytes
 if TYPE_CHECKING:
     from vlm_edge.pipeline.bench import Benched
 
-Bundle = Annotated[
-    Path | None,
-    typer.Argument(metavar="BUNDLE", help="Bundle folder; default: the embedded nano model.", show_default=False),
-]
 Image = Annotated[
     Path | None, typer.Option(help="What to ask about; default: a page of 1322 x 1344 px.", show_default=False)
 ]
@@ -41,7 +38,7 @@ Png = Annotated[Path | None, typer.Option(help="Draw the figures; needs the repo
 
 
 def bench(
-    bundle: Bundle = None,
+    bundle: BundleArgument = None,
     image: Image = None,
     question: Question = "what is the total?",
     max_new_tokens: NewTokens = 32,
@@ -84,9 +81,9 @@ def bench(
     )  # fmt: skip
     shown = image or benching.default_image()
     opened = find_bundle(bundle)
-    fitted = preflight(opened, [shown], options, budget, again=True)
-    if fitted.asked_tiles is not None:
-        render.note(f"{fitted.asked_tiles} tiles do not fit the budget: {fitted.options.max_tiles} are shown")
+    fitted = preflight(opened, [shown], options, budget, device=device, again=True)
+    if fitted.note:
+        render.note(fitted.note)
     with render.progress(f"bench {opened.manifest.name}", 1 + warmup + repeats) as step:
         found = benching.bench(
             lambda: Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson, Offline, Revision
+from vlm_edge.cli.options import (
+    AsJson,
+    Checkpoint,
+    Method,
+    Offline,
+    Out,
+    Revision,
+    Samples,
+    Seqlen,
+    profile_names,
+    recipe_names,
+    typed,
+)
 from vlm_edge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -20,47 +30,23 @@ if TYPE_CHECKING:
 COLUMNS = ("step", "", "planned peak", "measured peak", "time")
 
 
-def _recipes() -> list[str]:
-    from vlm_edge.core.recipe import recipe_names  # when the shell asks, not when the program starts
-
-    return recipe_names()
-
-
-def _profiles() -> list[str]:
-    from vlm_edge.core.device import profile_names
-
-    return profile_names()
-
-
 def _targets() -> list[str]:
     return ["cpu", "cuda"]
 
 
-def _methods() -> list[str]:
-    return ["awq", "rtn"]
-
-
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Checkpoint folder (config.json, tokenizer.json, safetensors) or hub id.")
-]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
 RecipeName = Annotated[
     str,
     typer.Option(
-        "--recipe", help="YAML file, or the name of a recipe that ships.", autocompletion=_recipes, show_default=False
+        "--recipe",
+        help="YAML file, or the name of a recipe that ships.",
+        autocompletion=recipe_names,
+        show_default=False,
     ),
 ]
 Target = Annotated[str, typer.Option(help="What the bundle is for: cpu or cuda.", autocompletion=_targets)]
-Method = Annotated[
-    str, typer.Option(help="awq, or rtn: round to nearest, without calibration.", autocompletion=_methods)
-]
 Calib = Annotated[
     Path | None,
     typer.Option(help="Calibration data, as quantize takes it; default: the set that ships.", show_default=False),
-]
-Samples = Annotated[int, typer.Option(help="Calibration samples; a quarter of them is held out.")]
-Seqlen = Annotated[
-    int | None, typer.Option(help="Tokens of the longest sequence; default: 1024, or the context.", show_default=False)
 ]
 MaxMemory = Annotated[
     str | None,
@@ -70,7 +56,7 @@ DeviceProfile = Annotated[
     str | None,
     typer.Option(
         help="Device profile that the bundle has to fit, such as rtx-4060.",
-        autocompletion=_profiles,
+        autocompletion=profile_names,
         show_default=False,
     ),
 ]
@@ -86,7 +72,7 @@ Force = Annotated[bool, typer.Option("--force", help="Do every step again.")]
 
 
 def build(
-    model: Model,
+    model: Checkpoint,
     out: Out,
     recipe: RecipeName,
     target: Target = "cpu",
@@ -114,12 +100,11 @@ def build(
 
     Example: vlm-edge build llava-1.5-7b-hf/ out/ --recipe llava-1.5-7b --max-memory 12GiB
     """
-    from vlm_edge.core.recipe import load_recipe
+    from vlm_edge.core.recipe import find_recipe, load_recipe
     from vlm_edge.pipeline.build import BuildOptions, build_model
-    from vlm_edge.pipeline.recipe_checks import find_recipe
 
     found = load_recipe(find_recipe(recipe))
-    command = "vlm-edge " + shlex.join(sys.argv[1:])
+    command = typed()
     options = BuildOptions(
         target=target, method=method, calib=calib, samples=samples, seqlen=seqlen,
         max_memory_bytes=parse_bytes(max_memory) if max_memory else None, device=device, budget=budget,
@@ -151,16 +136,11 @@ def _display(show: Callable[[int, int, str], None]) -> Callable[[BuildProgress],
 
 def _line(found: BuildProgress, said: str) -> str:
     where = f"{found.step} {found.number}/{found.steps}" if found.steps > 1 else found.step
-    left = "" if found.left_s is None else f"{_minutes(found.left_s)} left, "
+    left = "" if found.left_s is None else f"{render.minutes(found.left_s)} left, "
     planned = "" if found.planned_bytes is None else f" of {format_bytes(found.planned_bytes)} planned"
     return (
         f"{where}: {said}; {left}{format_bytes(found.rss_bytes)} held, peak {format_bytes(found.peak_bytes)}{planned}"
     )
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 def _to_json(done: Built, command: str) -> dict[str, Any]:

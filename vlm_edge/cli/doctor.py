@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from vlm_edge.cli import render
+from vlm_edge.cli.options import AsJson
 
 if TYPE_CHECKING:
     from vlm_edge.pipeline.doctor import Check
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what this machine has, what is missing, and the command that installs it.
 

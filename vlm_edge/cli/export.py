@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson, Offline, Revision
+from vlm_edge.cli.options import AsJson, Offline, Out, Revision
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ Model = Annotated[
         metavar="MODEL", help="Checkpoint folder (config.json, preprocessor_config.json, safetensors) or hub id."
     ),
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
 Component = Annotated[str, typer.Option(help="vision,projector (they become one graph), llm.")]
 Target = Annotated[
     str | None,

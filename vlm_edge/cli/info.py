@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from vlm_edge.cli import render
+from vlm_edge.cli.options import AsJson, BundleArgument
 
 if TYPE_CHECKING:
     from vlm_edge.core.bundle import Manifest
 
 
 def info(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(metavar="BUNDLE", help="Bundle folder; default: the embedded nano model.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    bundle: BundleArgument = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a bundle holds: model, limits, files, parity results and the tools that made it.
 

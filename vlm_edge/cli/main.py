@@ -22,6 +22,7 @@ __all__ = ["execute", "main"]  # `main` for scripts of installations that are ol
 INTERRUPTED = interrupt.EXIT_CODE
 PIPE_CLOSED = 141
 FAILED = 2
+_CHECK_PATH = "check the path, its permissions and the disk"
 _ANYWHERE = ("--debug", "--quiet", "--verbose")
 
 COMMANDS: Mapping[str, str] = {
@@ -103,6 +104,9 @@ def _explain(failure: BaseException) -> int:
         context = getattr(failure, "ctx", None)
         path = context.command_path if context is not None else "vlm-edge"
         return _report(failure, failure.format_message(), f"{path} --help shows what it takes", FAILED)
+    if isinstance(failure, OSError) and failure.filename is not None:
+        # no fault of the program: a name that is too long, a folder that may not be entered, a disk that fails
+        return _report(failure, f"{failure.filename}: {failure.strerror}", _CHECK_PATH, FAILED)
     text = f"unexpected {type(failure).__name__}: {failure}"
     return _report(failure, text, "run it again with --debug and report what it prints", FAILED)
 

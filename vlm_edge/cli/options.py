@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +32,29 @@ def _saliencies() -> list[str]:
 
 def _devices() -> list[str]:
     return list(DEVICES)
+
+
+def recipe_names() -> list[str]:
+    """For completion: the recipes that ship."""
+    from vlm_edge.core import recipe
+
+    return recipe.recipe_names()
+
+
+def profile_names() -> list[str]:
+    """For completion: the device profiles that ship."""
+    from vlm_edge.core import device
+
+    return device.profile_names()
+
+
+def _methods() -> list[str]:
+    return ["awq", "rtn"]
+
+
+def typed() -> str:
+    """The command as it was typed, for reports that tell what made them."""
+    return shlex.join(["vlm-edge", *sys.argv[1:]])
 
 
 Tiling = Annotated[
@@ -85,6 +111,25 @@ Budget = Annotated[
     typer.Option(help="Memory that may be used, such as 8GiB; default: what is free now.", show_default=False),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every file of the bundle again.")]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", help="Bundle folder; default: the embedded nano model.", show_default=False),
+]
+BundleArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="BUNDLE", help="Bundle folder; default: the embedded nano model.", show_default=False),
+]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint folder (config.json, tokenizer.json, safetensors) or hub id.")
+]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
+Method = Annotated[
+    str, typer.Option(help="awq, or rtn: round to nearest, without calibration.", autocompletion=_methods)
+]
+Samples = Annotated[int, typer.Option(help="Calibration samples; a quarter of them is held out.")]
+Seqlen = Annotated[
+    int | None, typer.Option(help="Tokens of the longest sequence; default: 1024, or the context.", show_default=False)
+]
 Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a model of the hub.", show_default=False)]
 Offline = Annotated[bool, typer.Option("--offline", help="No network: only models that were downloaded before.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,25 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson, Budget, Keep, MaxTiles, Reduce, Tiling
+from vlm_edge.cli.options import (
+    AsJson,
+    Budget,
+    Keep,
+    MaxTiles,
+    Reduce,
+    Tiling,
+    profile_names,
+    recipe_names,
+    typed,
+)
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
     from vlm_edge.memory.phases import Plan
     from vlm_edge.pipeline.measure import Measured
     from vlm_edge.pipeline.plan import Report
-
-
-def _profiles() -> list[str]:
-    from vlm_edge.core.device import profile_names  # when the shell asks, not when the program starts
-
-    return profile_names()
-
-
-def _recipes() -> list[str]:
-    from vlm_edge.core.recipe import recipe_names
-
-    return recipe_names()
 
 
 def _unknowns() -> list[str]:
@@ -41,13 +37,13 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL|BUNDLE",
         help="Recipe name, config.json, checkpoint folder or bundle.",
-        autocompletion=_recipes,
+        autocompletion=recipe_names,
         show_default=False,
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="Device profile, such as rtx-4090, or a file.", autocompletion=_profiles, show_default=False),
+    typer.Option(help="Device profile, such as rtx-4090, or a file.", autocompletion=profile_names, show_default=False),
 ]
 Margin = Annotated[str | None, typer.Option(help="Left free; default 512MiB on a GPU, 0 on a CPU.", show_default=False)]
 ImageSize = Annotated[str | None, typer.Option(help="WxH in pixels; default 1920x1080.", show_default=False)]
@@ -67,7 +63,9 @@ VisionDtype = Annotated[
 ]
 VisionAttention = Annotated[str, typer.Option(help="unfused, as exported graphs have it, or fused.")]
 Target = Annotated[str | None, typer.Option(help="cpu or cuda; default: the device's.", show_default=False)]
-RecipeFile = Annotated[str | None, typer.Option(help="YAML that says how MODEL is packed.", show_default=False)]
+RecipeFile = Annotated[
+    str | None, typer.Option(help="File or shipped recipe that says how MODEL is packed.", show_default=False)
+]
 Solve = Annotated[
     str | None,
     typer.Option(help="The most of tiles, pixels, context or batch.", autocompletion=_unknowns, show_default=False),
@@ -113,7 +111,7 @@ def plan(
     """
     for path, suffixes in ((html, (".html", ".htm")), (png, (".png",))):
         if path is not None:
-            from vlm_edge.pipeline.plan_page import check_output
+            from vlm_edge.pipeline.written import check_output
 
             check_output(path, suffixes)
     from vlm_edge.pipeline.plan import PlanOptions, make_report, to_json
@@ -125,8 +123,7 @@ def plan(
         reduce=reduce, keep=keep, recipe=recipe, solve=solve,
     )  # fmt: skip
     report = make_report(model, options)
-    command = "vlm-edge " + shlex.join(sys.argv[1:])
-    plain = to_json(report, command)
+    plain = to_json(report, typed())
     measured: Mapping[str, Measured] = {}
     if measure:
         from vlm_edge.pipeline.measure import measure as measure_run

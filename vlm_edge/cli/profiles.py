@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson
+from vlm_edge.cli.options import AsJson, profile_names
 from vlm_edge.cli.usage import PlainUsage, command_group
 from vlm_edge.units import GIB, format_bytes
 
@@ -21,16 +21,13 @@ app = command_group(
 _TERA = 10**12
 
 
-def _names() -> list[str]:
-    from vlm_edge.core.device import profile_names  # when the shell asks, not when the program starts
-
-    return profile_names()
-
-
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="PROFILE", help="Name of a shipped profile, or a file.", autocompletion=_names, show_default=False
+        metavar="PROFILE",
+        help="Name of a shipped profile, or a file.",
+        autocompletion=profile_names,
+        show_default=False,
     ),
 ]
 Names = Annotated[
@@ -38,7 +35,7 @@ Names = Annotated[
     typer.Argument(
         metavar="PROFILE",
         help="Names or files; default: every shipped profile.",
-        autocompletion=_names,
+        autocompletion=profile_names,
         show_default=False,
     ),
 ]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson, Offline, Revision
+from vlm_edge.cli.options import AsJson, Checkpoint, Method, Offline, Out, Revision, Samples, Seqlen, typed
 from vlm_edge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -23,14 +21,6 @@ def _targets() -> list[str]:
     return ["none", "cpu", "cuda"]
 
 
-def _methods() -> list[str]:
-    return ["awq", "rtn"]
-
-
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Checkpoint folder (config.json, tokenizer.json, safetensors) or hub id.")
-]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Bundle folder, new or of the same model.")]
 Target = Annotated[
     str,
     typer.Option(help="none: AutoAWQ's format only; cpu or cuda: an int4 ONNX decoder too.", autocompletion=_targets),
@@ -45,15 +35,8 @@ Calib = Annotated[
         show_default=False,
     ),
 ]
-Samples = Annotated[int, typer.Option(help="Calibration samples; a quarter of them is held out.")]
-Seqlen = Annotated[
-    int | None, typer.Option(help="Tokens of the longest sequence; default: 1024, or the context.", show_default=False)
-]
 MaxMemory = Annotated[
     str | None, typer.Option(help="Memory that this process may hold, such as 8GiB.", show_default=False)
-]
-Method = Annotated[
-    str, typer.Option(help="awq, or rtn: round to nearest, without calibration.", autocompletion=_methods)
 ]
 LmHead = Annotated[
     str,
@@ -65,7 +48,7 @@ KvCache = Annotated[
 
 
 def quantize(
-    model: Model,
+    model: Checkpoint,
     out: Out,
     target: Target = "none",
     bits: Bits = 4,
@@ -106,7 +89,7 @@ def quantize(
             options,
             on_progress=lambda found: on_layer(found.layer, found.layers, _line(found)),
             on_note=render.note,
-            command="vlm-edge " + shlex.join(sys.argv[1:]),
+            command=typed(),
         )
     if as_json:
         render.emit_json(_to_json(done))
@@ -117,12 +100,7 @@ def quantize(
 def _line(found: Progress) -> str:
     ratio = "" if found.loss_ratio is None else f"loss {found.loss_ratio:.2f} of RTN's, "
     memory = f"{format_bytes(found.rss_bytes)} held, peak {format_bytes(found.peak_bytes)}"
-    return f"layer {found.layer}/{found.layers}: {ratio}{_minutes(found.left_s)} left, {memory}"
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    return f"layer {found.layer}/{found.layers}: {ratio}{render.minutes(found.left_s)} left, {memory}"
 
 
 def _to_json(done: Quantized) -> dict[str, Any]:

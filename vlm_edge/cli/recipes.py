@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vlm_edge.cli import render
-from vlm_edge.cli.options import AsJson
+from vlm_edge.cli.options import AsJson, recipe_names
 from vlm_edge.cli.usage import PlainUsage, command_group
 
 app = command_group(
@@ -16,16 +16,10 @@ app = command_group(
 )
 
 
-def _names() -> list[str]:
-    from vlm_edge.core.recipe import recipe_names  # when the shell asks, not when the program starts
-
-    return recipe_names()
-
-
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="Name of a shipped recipe, or a file.", autocompletion=_names, show_default=False
+        metavar="RECIPE", help="Name of a shipped recipe, or a file.", autocompletion=recipe_names, show_default=False
     ),
 ]
 Names = Annotated[
@@ -33,7 +27,7 @@ Names = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="Names or files; default: every shipped recipe.",
-        autocompletion=_names,
+        autocompletion=recipe_names,
         show_default=False,
     ),
 ]
@@ -45,8 +39,7 @@ def list_recipes(as_json: AsJson = False) -> None:
 
     Example: vlm-edge recipes list
     """
-    from vlm_edge.core.recipe import load_recipe, recipe_names
-    from vlm_edge.pipeline.recipe_checks import find_recipe
+    from vlm_edge.core.recipe import find_recipe, load_recipe, recipe_names
 
     found = [load_recipe(find_recipe(name)) for name in recipe_names()]
     if as_json:
@@ -80,8 +73,7 @@ def show_recipe(name: Name, as_json: AsJson = False) -> None:
     Example: vlm-edge recipes show llava-1.5-7b > mine.yaml
     """
     from vlm_edge.core.load import read_text, to_plain
-    from vlm_edge.core.recipe import load_recipe
-    from vlm_edge.pipeline.recipe_checks import find_recipe
+    from vlm_edge.core.recipe import find_recipe, load_recipe
 
     path = find_recipe(name)
     recipe = load_recipe(path)

@@ -58,6 +58,12 @@ def emit(text: str, *, end: str = "") -> None:
     sys.stdout.flush()
 
 
+def minutes(seconds: float) -> str:
+    """`2:05`."""
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole}:{rest:02d}"
+
+
 def emit_json(value: Mapping[str, Any]) -> None:
     """One JSON object, and nothing else, on stdout."""
     emit(json.dumps(value, ensure_ascii=False), end="\n")

@@ -13,6 +13,7 @@ from vlm_edge.cli import render
 from vlm_edge.cli.options import (
     AsJson,
     Budget,
+    BundleOption,
     Device,
     Keep,
     MaxNewTokens,
@@ -31,22 +32,17 @@ from vlm_edge.errors import BadInput
 
 if TYPE_CHECKING:
     from vlm_edge.pipeline.answer import Answer
-    from vlm_edge.pipeline.fit import Fitted
     from vlm_edge.pipeline.options import AskOptions
     from vlm_edge.pipeline.run import Pipeline
 
 _CLIPPED = " (clipped: the model named a place outside of what it saw)"
-EXAMPLE = 'Example: vlm-edge run page.png "what is the total?" --explain seen.png'
-
+EXAMPLE = 'vlm-edge run page.png "what is the total?" --explain seen.png'
 
 Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGE... QUESTION", help="Image files, or - for standard input; then the question.", show_default=False
     ),
-]
-Bundle = Annotated[
-    Path | None, typer.Option(help="Bundle folder; default: the embedded nano model.", show_default=False)
 ]
 RecipeFile = Annotated[
     str | None,
@@ -78,7 +74,7 @@ Explain = Annotated[
 
 def run(
     inputs: Inputs,
-    bundle: Bundle = None,
+    bundle: BundleOption = None,
     recipe: RecipeFile = None,
     budget: Budget = None,
     max_tiles: MaxTiles = None,
@@ -107,7 +103,7 @@ def run(
     Example: vlm-edge run page.png "what is the total?" --explain seen.png
     """
     if len(inputs) < 2:
-        raise BadInput("an image and a question are needed", remedy=EXAMPLE.removeprefix("Example: "))
+        raise BadInput("an image and a question are needed", remedy=EXAMPLE)
     *images, question = inputs
     if "-" in images and sys.stdin is None:
         raise BadInput("standard input is closed, and - reads the image from it", remedy="send it there: < page.png")
@@ -131,18 +127,14 @@ def run(
 
     opened = find_bundle(bundle)
     if recipe is not None:
-        from vlm_edge.core.recipe import load_recipe
-        from vlm_edge.pipeline.recipe_checks import find_recipe
+        from vlm_edge.core.recipe import find_recipe, load_recipe
         from vlm_edge.pipeline.recipe_options import with_recipe
 
         options = with_recipe(options, load_recipe(find_recipe(recipe)), opened)
     fitted = preflight(opened, images, options, budget, device=device, again=text is not None)
     options = fitted.options
-    if fitted.asked_tiles is not None:
-        shown = (
-            f"at most {options.max_tiles} are shown" if options.max_tiles else "the whole image is shown in one view"
-        )
-        render.note(f"{fitted.asked_tiles} tiles do not fit the budget: {shown}")
+    if fitted.note:
+        render.note(fitted.note)
     pipeline = Pipeline.load(opened, device=device, threads=threads, budget=budget, verify=verify)
     asked, about = question, dict[str, Any]()
     if text is not None:
@@ -150,7 +142,7 @@ def run(
     answer = pipeline.ask(images, asked, options, on_text=None if as_json else render.emit)
     if as_json:
         named = {"context": {"file": str(context), **about}} if about else {}
-        render.emit_json(answer.to_json() | _lowered(fitted) | named)
+        render.emit_json(answer.to_json() | fitted.to_json() | named)
     else:
         render.emit("", end="\n")
         _summary(answer)
@@ -178,13 +170,6 @@ def _with_context(
         cut = "; its end is missing" if found.cut else ""
         render.note(f"the text was summarised to {found.tokens_in_prompt} tokens in {found.calls} passes{cut}")
     return QUESTION.format(context=found.text, question=question), found.to_json()
-
-
-def _lowered(fitted: Fitted) -> dict[str, dict[str, int | None]]:
-    """What was changed to keep the budget, as one more key; none where nothing was."""
-    if fitted.asked_tiles is None:
-        return {}
-    return {"lowered": {"asked_tiles": fitted.asked_tiles, "max_tiles": fitted.options.max_tiles}}
 
 
 def _summary(answer: Answer) -> None:

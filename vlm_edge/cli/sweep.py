@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_edge.cli import render
+from vlm_edge.cli.options import typed
 from vlm_edge.errors import BadInput
 
 if TYPE_CHECKING:
@@ -34,9 +33,8 @@ def run_sweep(
         raise BadInput("a sweep writes its log, table, plot and recipe to a folder", remedy="name it with --out FOLDER")
     from vlm_edge.pipeline import sweep_report, sweep_run
 
-    command = shlex.join(["vlm-edge", *sys.argv[1:]])
     prepared = sweep_run.prepare(
-        sweep_run.Request(file, data, out, bundle, options, opening, limit, keep_going, command)
+        sweep_run.Request(file, data, out, bundle, options, opening, limit, keep_going, typed())
     )
     show_bad_lines(data, prepared.bad)
     with render.progress(f"{len(prepared.points)} points: {data.name}", prepared.steps) as step:

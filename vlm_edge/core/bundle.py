@@ -22,6 +22,7 @@ MANIFEST = "manifest.json"
 _STRICT = {"extra": "forbid"}
 _REBUILD = "build the bundle again, or copy it again from its source"
 _MAX_SHOWN_CHARS = 200
+_SUFFIX_BYTES = 4
 _DISTRUST = "do not use this bundle"
 _READABLE = "check the permissions of the folder and its files, and the disk"
 
@@ -114,14 +115,22 @@ class Bundle:
     root: Path
     manifest: Manifest
 
+    def find(self, role: str, *, target: str = "any") -> Path | None:
+        """The file with a role for a target (or for any), or None."""
+        fitting = (a for a in self.manifest.artifacts if a.role == role and a.target in (target, "any"))
+        return next((self.root / artifact.path for artifact in fitting), None)
+
     def path(self, role: str, *, target: str = "any") -> Path:
-        """The file with a role for a target (or for any); raises DamagedBundle when the bundle has none."""
-        for artifact in self.manifest.artifacts:
-            if artifact.role == role and artifact.target in (target, "any"):
-                return self.root / artifact.path
+        """The same; raises DamagedBundle when the bundle has none."""
+        found = self.find(role, target=target)
+        if found is not None:
+            return found
+        wanted, options = "", " --component llm" if role.startswith("llm.") else ""
+        if target != "any":
+            wanted, options = f" for {target}", f"{options} --target {target}"
         raise DamagedBundle(
-            f"bundle {self.manifest.name} has no {role} for {target}",
-            remedy=f"vlm-edge export MODEL {self.root} --target {target}",
+            f"bundle {self.manifest.name} has no {role}{wanted}",
+            remedy=f"vlm-edge export MODEL {self.root}{options}",
         )
 
     def bytes_by_role(self, target: str, *, decoder: str | None = None) -> dict[str, int]:
@@ -289,7 +298,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary stream that becomes `path` only when the block ends without an error; the umask says who may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: it makes files for their owner alone, and what the umask would allow is known only to open().
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(_SUFFIX_BYTES)}"
     handle = temporary.open("xb")
     try:
         with handle as stream:
@@ -300,6 +309,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What `atomic_write` left beside `path` in processes that were killed before they could rename or remove it."""
+    return sorted(path.parent.glob(f".{path.name}.{'[0-9a-f]' * (2 * _SUFFIX_BYTES)}"))
 
 
 def reference(root: Path, path: str, *, role: str = "file", target: str = "any", dtype: str = "") -> ArtifactRef:

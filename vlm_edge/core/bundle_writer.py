@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from vlm_edge.core.bundle import (
     hash_file,
     open_bundle,
     reference,
+    unfinished,
     write_manifest,
 )
 from vlm_edge.core.file_lock import lock_exclusively
@@ -53,7 +55,8 @@ def locked(out: Path) -> Iterator[Path]:
     """A stage folder inside `out` that is gone afterwards; meanwhile no other writer gets in.
 
     An `out` that did not exist is removed again when nothing was put into it. What a killed writer left is cleared away.
-    Raises BadInput when somebody else writes there, or when nothing can be written.
+    Raises BadInput when somebody else writes there, or when nothing can be written; also for a file elsewhere that the block
+    could not read or write.
     """
     created = not out.exists()
     try:
@@ -62,9 +65,15 @@ def locked(out: Path) -> Iterator[Path]:
             _lock(lock.fileno(), out)
             for left in out.glob(f"{_STAGE}*"):
                 shutil.rmtree(left)
+            for half in unfinished(out / MANIFEST):
+                half.unlink()
             with tempfile.TemporaryDirectory(dir=out, prefix=_STAGE) as stage:
                 yield Path(stage)
     except OSError as cause:
+        if cause.filename is not None and not Path(os.fsdecode(cause.filename)).absolute().is_relative_to(
+            out.absolute()
+        ):
+            raise BadInput(str(cause), remedy="check the path, its permissions and the disk") from cause
         raise BadInput(
             f"{out} cannot be written: {cause}", remedy="free space there, or name another folder"
         ) from cause
@@ -100,6 +109,7 @@ def _refuse_strangers(out: Path) -> None:
     """A folder without a manifest may hold what an interrupted writer left, and nothing else."""
     known = {LOCK, *_FOLDERS, *CONFIGURATION.values()}
     try:
+        known |= {path.name for path in unfinished(out / MANIFEST)}
         found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     except OSError as cause:
         raise BadInput(f"{out} cannot be read: {cause}", remedy="check its permissions") from cause

@@ -31,7 +31,7 @@ class ChatTemplate:
         except Exception as cause:  # a template can make Jinja2 and Python's compiler raise almost anything
             why = f"the chat template does not compile: {cause}"
             raise DamagedBundle(why, remedy="build the bundle again") from cause
-        self._constants = _constants(tokenizer_config)
+        self._constants = special_tokens(tokenizer_config)
 
     @property
     def first_token(self) -> str:
@@ -59,7 +59,7 @@ class ChatTemplate:
         return text
 
 
-def _constants(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     """Special tokens by the names under which templates know them; the first and the last token are empty where there is none."""
     extra = tokenizer_config.get("extra_special_tokens")
     named = {**tokenizer_config, **(extra if isinstance(extra, Mapping) else {})}

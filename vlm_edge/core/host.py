@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from vlm_edge.errors import BadInput
+
 CPU_RESERVE_BYTES = 512 << 20
 """Left to the rest of the system when no budget is named."""
 MIN_THREAD_LIMIT, THREADS_PER_PROCESSOR = 64, 4
@@ -43,6 +45,14 @@ def real_cores() -> int:
     siblings = {_first_sibling(cpu) for cpu in allowed}
     quota = _cpu_quota()
     return max(1, min(len(siblings), quota) if quota else len(siblings))
+
+
+def session_threads(asked: int | None) -> int:
+    """The threads of a session: as many as were asked for, else one per real core. Raises BadInput for a number out of bounds."""
+    cores = real_cores()
+    if asked is not None and not 1 <= asked <= most_threads():
+        raise BadInput(f"--threads {asked} is not allowed", remedy=f"use 1 to {most_threads()}; {cores} is fastest")
+    return cores if asked is None else asked
 
 
 def _first_sibling(cpu: int) -> str:
@@ -96,6 +106,12 @@ def available_bytes() -> int | None:
     free = max(0, limit - used) if limit is not None else None
     known = [value for value in (_meminfo("MemAvailable"), free) if value is not None]
     return min(known) if known else None
+
+
+def usable_bytes() -> int | None:
+    """What a plan may take of this machine now: the available memory less CPU_RESERVE_BYTES; None if the system is mute."""
+    free = available_bytes()
+    return None if free is None else max(0, free - CPU_RESERVE_BYTES)
 
 
 def _meminfo(field: str) -> int | None:

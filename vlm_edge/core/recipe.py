@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from vlm_edge.core.bundle import Limits, RunDefaults
 from vlm_edge.core.load import OMIT_DEFAULT, load_file
-from vlm_edge.core.resources import shipped_names
+from vlm_edge.core.resources import shipped_file, shipped_names
 from vlm_edge.errors import BadInput
 
 _STRICT = {"extra": "forbid"}
@@ -78,6 +78,11 @@ class Recipe:
 def recipe_names() -> list[str]:
     """The recipes that ship with vlm-edge."""
     return shipped_names("recipes")
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file: by path where `name` has a suffix, else the shipped one.  Raises BadInput with the nearest names."""
+    return shipped_file("recipes", name, "recipe")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -56,11 +56,6 @@ class VisionSpec:
         """Patches of one view, the class token not counted."""
         return (self.image_px // self.patch_px) ** 2
 
-    @property
-    def class_token(self) -> bool:
-        """Whether a class token stands in front of the patches."""
-        return self.prefix_tokens > 0
-
 
 @dataclass(frozen=True)
 class ProjectorSpec:

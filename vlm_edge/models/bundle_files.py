@@ -45,11 +45,7 @@ def read_object(bundle: Bundle, role: str) -> Mapping[str, Any]:
 
 def optional_object(bundle: Bundle, role: str) -> Mapping[str, Any]:
     """The same, or an empty one where the bundle has no such file."""
-    return read_object(bundle, role) if _has(bundle, role) else {}
-
-
-def _has(bundle: Bundle, role: str) -> bool:
-    return any(artifact.role == role for artifact in bundle.manifest.artifacts)
+    return read_object(bundle, role) if bundle.find(role) else {}
 
 
 def settings(read: Callable[..., T], *sources: Any) -> T:
@@ -79,8 +75,8 @@ def open_tokenizer(path: Path) -> Any:
 def template(bundle: Bundle, default: str) -> ChatTemplate:
     """The bundle's chat template, else the tokenizer's own, else the family's: `default`."""
     config = read_object(bundle, "tokenizer_config")
-    if _has(bundle, "chat_template"):
-        return ChatTemplate(read_text(bundle.path("chat_template"), error=DamagedBundle), config)
+    if path := bundle.find("chat_template"):
+        return ChatTemplate(read_text(path, error=DamagedBundle), config)
     own = config.get("chat_template")
     return ChatTemplate(own if isinstance(own, str) else default, config)
 
@@ -114,7 +110,7 @@ def image_id(config: Mapping[str, Any], tokenizer: Any, *names: str) -> int:
 def end_ids(bundle: Bundle, config: Mapping[str, Any]) -> frozenset[int]:
     """Tokens that end an answer, from generation_config.json; without that file from config.json, as in transformers."""
     file, source = "generation_config.json", optional_object(bundle, "generation_config")
-    if not _has(bundle, "generation_config"):
+    if bundle.find("generation_config") is None:
         inner = config.get("text_config")
         file, source = "config.json", {**(inner if isinstance(inner, Mapping) else {}), **config}
     named = source.get("eos_token_id")

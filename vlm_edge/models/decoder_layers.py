@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from vlm_edge.core.checkpoint import Checkpoint, listed
 from vlm_edge.core.shards import TensorRef
 from vlm_edge.errors import BadInput
-from vlm_edge.models.layouts import Layout, find_layout
-from vlm_edge.models.weights import UNQUANTIZED, empty_model, fill, read
+from vlm_edge.models.layouts import Layout, find_layout, path_of
+from vlm_edge.models.weights import UNQUANTIZED, empty_model, fill, pieces, read, rows_of
 from vlm_edge.quant.sequences import Placement
-
-_CHUNK_BYTES = 32 << 20
-"""Of the output table, as float32, that is held at a time."""
 
 
 class StreamedDecoder:
@@ -35,7 +29,7 @@ class StreamedDecoder:
         self.device = torch.device(device)
         self._model = empty_model(checkpoint, dtype=torch.float32, text_only=True)
         decoder, head = self._model.get_decoder(), self._model.get_output_embeddings()
-        self.path, self.head_path = _path(self._model, decoder), _path(self._model, head)
+        self.path, self.head_path = path_of(self._model, decoder), path_of(self._model, head)
         self._layout = find_layout(self._model, checkpoint, (self.path, self.head_path))
         self.config = self._model.config.get_text_config(decoder=True)
         self.kind: str = self.config.model_type
@@ -43,7 +37,7 @@ class StreamedDecoder:
         self.width: int = self.config.hidden_size
         self._filled: str | None = None
         self._caller = self._recorders(checkpoint)
-        self._embedding = self._stored(f"{_path(self._model, self._model.get_input_embeddings())}.weight")
+        self._embedding = self._stored(f"{path_of(self._model, self._model.get_input_embeddings())}.weight")
 
     def _recorders(self, checkpoint: Checkpoint) -> Any:
         """The decoder's own forward around layers that only remember how they are called."""
@@ -132,7 +126,7 @@ class StreamedDecoder:
                 remedy="use the tokenizer.json of this checkpoint",
             )
         kinds = sorted(set(tokens))
-        table = torch.stack([read(_rows(self._embedding, token, 1), torch.float32)[0] for token in kinds])
+        table = torch.stack([read(rows_of(self._embedding, token, 1), torch.float32)[0] for token in kinds])
         places = {token: place for place, token in enumerate(kinds)}
         return table[[places[token] for token in tokens]] * self.embedding_scale
 
@@ -177,22 +171,3 @@ def _prefix_mask(length: int, prefix: int, device: torch.device) -> torch.Tensor
     places = torch.arange(length, device=device)
     seen = (places[None] <= places[:, None]) | ((places[None] < prefix) & (places[:, None] < prefix))
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
-
-
-def _rows(table: TensorRef, first: int, count: int) -> TensorRef:
-    row_bytes = table.bytes // table.shape[0]
-    return replace(
-        table, shape=(count, *table.shape[1:]), start=table.start + first * row_bytes, bytes=count * row_bytes
-    )
-
-
-def pieces(table: TensorRef) -> Iterator[torch.Tensor]:
-    """A stored tensor as float32, a few rows at a time."""
-    rows, width = table.shape[0], math.prod(table.shape[1:])
-    step = max(1, _CHUNK_BYTES // (4 * width))
-    for first in range(0, rows, step):
-        yield read(_rows(table, first, min(step, rows - first)), torch.float32)
-
-
-def _path(model: PreTrainedModel, module: nn.Module) -> str:
-    return next(str(name) for name, found in model.named_modules() if found is module)

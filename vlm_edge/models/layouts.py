@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -79,6 +80,11 @@ class Layout:
 def within(name: str, parts: Sequence[str]) -> bool:
     """Whether a parameter or module lies under one of `parts` or is one; the part "" holds everything."""
     return any(part in ("", name) or name.startswith(f"{part}.") for part in parts)
+
+
+def path_of(model: nn.Module, module: nn.Module) -> str:
+    """A module's name inside a model."""
+    return next(str(name) for name, found in model.named_modules() if found is module)
 
 
 def find_layout(model: PreTrainedModel, checkpoint: Checkpoint, parts: Sequence[str]) -> Layout:

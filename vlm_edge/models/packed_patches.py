@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_edge.core.contracts import Floats
 from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.models.packed_settings import PackedSettings
 from vlm_edge.vision.raster import Picture
-from vlm_edge.vision.resize import Floats, Rgb, require_rgb, resized, source_box
+from vlm_edge.vision.resize import Rgb, require_rgb, resized, source_box
 
 GridThw = tuple[int, int, int]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_edge.core.geometry import PatchGeometry
+from vlm_edge.core.specs import ModelSpec
 from vlm_edge.models.fields import Fields
 from vlm_edge.models.preprocessor import (
     BICUBIC,
@@ -21,6 +22,8 @@ from vlm_edge.models.preprocessor import (
 
 TILE_PX = 448
 """Side of the tiles when an image is shown as a global view and tiles; about 16 x 16 tokens."""
+PUBLISHED_PIXELS = {"min_pixels": 56 * 56, "max_pixels": 16384 * 28 * 28}
+"""The processor's own default allows a thirteenth of that: a plan by it would be too small for the published checkpoints."""
 _MOST_PIXELS = 1 << 28
 
 
@@ -68,6 +71,12 @@ def packed_settings(
         frames=_agreed(vision, fields, "temporal_patch_size", 2),
         window_px=window_px,
     )
+
+
+def assumed_preprocessor(spec: ModelSpec) -> Mapping[str, Any]:
+    """What preprocessor_config.json says where config.json comes alone: the published limits; the rest is the encoder's."""
+    cell = spec.vision.patch_px, spec.projector.merge, spec.vision.temporal_patch
+    return {**PUBLISHED_PIXELS, **dict(zip(("patch_size", "merge_size", "temporal_patch_size"), cell, strict=True))}
 
 
 def _agreed(vision: Fields, fields: Fields, key: str, default: int, of_tower: str | None = None) -> int:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from vlm_edge.core.checkpoint import Checkpoint
-from vlm_edge.models.layouts import find_layout
-from vlm_edge.models.weights import empty_model, filled_in_turn, load_parts, read
-
-HEAD_ROWS = 4096
-"""Rows of the head that are read together: 64 MiB in fp32 for a hidden size of 4096."""
-Floats = NDArray[np.float32]
+from vlm_edge.core.contracts import Floats, Positions
+from vlm_edge.models.layouts import find_layout, path_of
+from vlm_edge.models.weights import empty_model, filled_in_turn, load_parts, pieces
 
 
 def embedding_scale(checkpoint: Checkpoint) -> float:
@@ -32,7 +27,7 @@ def reference_logits(
     embeds: Floats,
     *,
     prompt: int,
-    positions: NDArray[np.int64] | None = None,
+    positions: Positions | None = None,
     bidirectional_prefix: bool = False,
     on_layer: Callable[[int, Floats], None] | None = None,
 ) -> Floats:
@@ -42,11 +37,11 @@ def reference_logits(
     bidirectional_prefix: the prompt attends in both directions, what follows to what came before it; the model's own class
     makes the mask.  on_layer: is given each layer's number and the hidden states [N, L, D] behind it, which are not kept here.
     Attention is transformers' eager one, the only one that knows every architecture's soft caps.
-    Memory: one layer in fp32, HEAD_ROWS rows of the head, the activations of N x L tokens; time: every weight is read once.
+    Memory: one layer in fp32, PIECE_BYTES of the head, the activations of N x L tokens; time: every weight is read once.
     Raises BadInput as models.weights does.
     """
     whole = empty_model(checkpoint, dtype=torch.float32, attention="eager")
-    decoder, head = _path(whole, whole.get_decoder()), _path(whole, whole.get_output_embeddings())
+    decoder, head = path_of(whole, whole.get_decoder()), path_of(whole, whole.get_output_embeddings())
     whole = load_parts(checkpoint, (f"{decoder}.norm",), dtype=torch.float32, attention="eager")
     language = whole.get_submodule(decoder)
     config = language.config
@@ -86,17 +81,7 @@ def _watched(layers: Sequence[nn.Module], on_layer: Callable[[int, Floats], None
 
 
 def _head_rows(whole: nn.Module, checkpoint: Checkpoint, head: str) -> Iterator[torch.Tensor]:
-    """The head's weight [V, D], or the embedding's that it shares, HEAD_ROWS rows at a time."""
+    """The head's weight [V, D], or the embedding's that it shares, a few rows at a time."""
     name = f"{head}.weight"
     layout = find_layout(whole, checkpoint, (head,))
-    stored = layout.sources[layout.require([name])[name]].tensors[0]
-    count, width = stored.shape
-    row_bytes = stored.bytes // count
-    for first in range(0, count, HEAD_ROWS):
-        rows = min(HEAD_ROWS, count - first)
-        part = replace(stored, shape=(rows, width), start=stored.start + first * row_bytes, bytes=rows * row_bytes)
-        yield read(part, torch.float32)
-
-
-def _path(model: nn.Module, module: nn.Module) -> str:
-    return next(str(name) for name, found in model.named_modules() if found is module)
+    return pieces(layout.sources[layout.require([name])[name]].tensors[0])

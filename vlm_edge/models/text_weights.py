@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from vlm_edge.core.checkpoint import CONFIG, SINGLE, Checkpoint, listed
 from vlm_edge.core.shards import TensorRef, same_bytes, shown, write_copies
 from vlm_edge.errors import BadInput
-from vlm_edge.models.layouts import COMPLETE, Layout, find_layout, within
+from vlm_edge.models.layouts import COMPLETE, Layout, find_layout, path_of, within
 from vlm_edge.models.text_stand_ins import stand_in
 from vlm_edge.models.weights import TORCH_DTYPES, UNQUANTIZED, empty_model, on_meta
 
@@ -100,8 +99,8 @@ def _copies(
     whole: PreTrainedModel, text: PreTrainedModel, checkpoint: Checkpoint
 ) -> tuple[dict[str, TensorRef], bool, TensorRef]:
     """Tensors by the text class's names, whether its head is its embedding, and the embedding."""
-    decoder, head = _path(whole, whole.get_decoder()), _path(whole, whole.get_output_embeddings())
-    text_decoder, text_head = _path(text, text.get_decoder()), _path(text, text.get_output_embeddings())
+    decoder, head = path_of(whole, whole.get_decoder()), path_of(whole, whole.get_output_embeddings())
+    text_decoder, text_head = path_of(text, text.get_decoder()), path_of(text, text.get_output_embeddings())
     layout = find_layout(whole, checkpoint, (decoder, head))
     expected = text.state_dict()
     names = {name: f"{head}{name.removeprefix(text_head)}" for name in expected if within(name, (text_head,))}
@@ -115,17 +114,13 @@ def _copies(
                 f"{tuple(expected[name].shape)} ({name})",
                 remedy=COMPLETE,
             )
-    head_name, embedding_name = f"{text_head}.weight", f"{_path(text, text.get_input_embeddings())}.weight"
+    head_name, embedding_name = f"{text_head}.weight", f"{path_of(text, text.get_input_embeddings())}.weight"
     embedding = copies[embedding_name]
     # Only where config.json says so: two tables that are equal by chance stay two.
     tied = bool(layout.tied) and same_bytes(copies[head_name], embedding)
     if tied:
         del copies[head_name]
     return copies, tied, embedding
-
-
-def _path(model: PreTrainedModel, module: nn.Module) -> str:
-    return next(str(name) for name, found in model.named_modules() if found is module)
 
 
 def _plain(layout: Layout, name: str) -> TensorRef:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +36,8 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }  # fmt: skip
 """What is read as it is. Eight-bit floats and narrower need scales that only a quantizer's loader knows."""
 UNQUANTIZED = "give the original checkpoint in fp32, fp16 or bf16"
+PIECE_BYTES = 32 << 20
+"""Of a table, as float32, that is held at a time."""
 _DEPTHS = frozenset({"num_hidden_layers", "num_layers", "num_global_layers", "n_layers", "n_layer", "depth"})
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation")
 """Keys that would let a checkpoint choose code, even some from the hub: that choice is the caller's."""
@@ -198,6 +202,22 @@ def read(tensor: TensorRef, dtype: torch.dtype) -> torch.Tensor:
     if tensor.bytes:
         read_into(tensor, memoryview(data.view(-1).view(torch.uint8).numpy()))
     return data.to(dtype)
+
+
+def rows_of(table: TensorRef, first: int, count: int) -> TensorRef:
+    """Some rows of a stored matrix, as a tensor of their own."""
+    row_bytes = table.bytes // table.shape[0]
+    return replace(
+        table, shape=(count, *table.shape[1:]), start=table.start + first * row_bytes, bytes=count * row_bytes
+    )
+
+
+def pieces(table: TensorRef) -> Iterator[torch.Tensor]:
+    """A stored tensor as float32, so many rows at a time as have PIECE_BYTES."""
+    rows, width = table.shape[0], math.prod(table.shape[1:])
+    step = max(1, PIECE_BYTES // (4 * width))
+    for first in range(0, rows, step):
+        yield read(rows_of(table, first, min(step, rows - first)), torch.float32)
 
 
 def _loaded(model: PreTrainedModel, layout: Layout, wanted: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -14,8 +14,9 @@ import torch
 from vlm_edge.core.bundle import atomic_write, hash_file
 from vlm_edge.core.checkpoint import INDEX, SINGLE, Checkpoint
 from vlm_edge.core.shards import Piece, TensorRef, copy_of, read_header, write_pieces
-from vlm_edge.models.decoder_layers import StreamedDecoder, pieces
+from vlm_edge.models.decoder_layers import StreamedDecoder
 from vlm_edge.models.layouts import within
+from vlm_edge.models.weights import pieces
 from vlm_edge.quant.qparams import Scheme
 from vlm_edge.quant.stream import half
 

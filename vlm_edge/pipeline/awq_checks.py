@@ -16,6 +16,7 @@ from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.checks import Check, not_checked
 
 ROLE = "llm.awq"
+"""Of the checkpoint's files with weights, which a bundle has if it has the checkpoint."""
 NAME = "llm/awq"
 _AGAIN = "quantize the model again"
 _PER_WORD = 8
@@ -31,16 +32,10 @@ _EXPONENTS: Mapping[str, tuple[Any, int]] = {
 """Of each float format its words, and the bits that are all set in NaN and Inf alone."""
 
 
-def has_awq(bundle: Bundle) -> bool:
-    """Whether a bundle holds such a checkpoint."""
-    return any(artifact.role == ROLE for artifact in bundle.manifest.artifacts)
-
-
 def awq_checks(bundle: Bundle) -> Iterator[Check]:
     """Format, shapes against the manifest, and values; for a bundle that holds one."""
-    path = next(artifact.path for artifact in bundle.manifest.artifacts if artifact.role == ROLE)
     try:
-        checkpoint = open_checkpoint((bundle.root / path).parent)
+        checkpoint = open_checkpoint(bundle.path(ROLE).parent)
         group_size = _group_size(checkpoint)
     except BadInput as cause:
         yield Check(f"load {NAME}", False, note=cause.message)

@@ -54,12 +54,13 @@ class Answerer:
         """
         images = [self._root / name for name in row.images]
         try:
-            fitted = preflight(self.pipeline.bundle, images, self._options, self._budget, again=True)
+            fitted = preflight(
+                self.pipeline.bundle, images, self._options, self._budget, device=self.pipeline.device, again=True
+            )
             answer = self.pipeline.ask(images, row.question, fitted.options).to_json()
         except (BadInput, DoesNotFit, CheckFailed) as failure:
             return failed(failure.message, failure.remedy)
-        lowered = {} if fitted.asked_tiles is None else {"lowered": {"asked_tiles": fitted.asked_tiles}}
-        return {name: value for name, value in answer.items() if name not in _OF_THE_RUN} | lowered
+        return {name: value for name, value in answer.items() if name not in _OF_THE_RUN} | fitted.to_json()
 
 
 def failed(message: str, remedy: str) -> dict[str, Any]:

@@ -20,13 +20,12 @@ from vlm_edge.pipeline.bandwidth import last_cache_bytes, read_bandwidth
 from vlm_edge.pipeline.encoders import decoder_target
 from vlm_edge.pipeline.machine import PACKAGES, cpu_name, installed, query_gpus
 from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.planning import plan, source_header
+from vlm_edge.pipeline.question_plan import plan, source_header
 from vlm_edge.pipeline.run import Pipeline
 
 STAGES = ("preprocess", "saliency", "vision", "reduce", "prefill")
 """What happens before the first token, in order."""
 WARMUP, REPEATS, NEW_TOKENS = 1, 5, 32
-QUESTION = "what is the total?"
 _NOT_FOR_RUNNING = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-genai", "matplotlib", "typer")
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.errors import MissingDependency
-from vlm_edge.pipeline.plan_page import check_output
-from vlm_edge.pipeline.written import written
+from vlm_edge.pipeline.figure import new_figure, require_matplotlib, save
+from vlm_edge.pipeline.written import check_output
 from vlm_edge.units import GIB, format_bytes
 
 # Okabe and Ito's palette, which colour-blind readers tell apart as well.
@@ -19,25 +17,17 @@ COLORS = {
 }  # fmt: skip
 _DARK_TEXT_ON = ("load", "preprocess", "saliency", "rest")
 _LEAST_LABEL_SHARE = 0.06
-_MISSING = MissingDependency("--png needs matplotlib", remedy="pip install 'vlm-edge[report]'")
 
 
 def check_drawing(path: Path) -> None:
     """Raise MissingDependency without matplotlib and BadInput for a bad name, before minutes are spent."""
     check_output(path, (".png",))
-    if importlib.util.find_spec("matplotlib") is None:
-        raise _MISSING
+    require_matplotlib("--png")
 
 
 def draw(bench: Mapping[str, Any], path: Path) -> None:
     """Draw what `bench --json` prints to a PNG; raises MissingDependency or BadInput."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as cause:
-        raise _MISSING from cause
-    figure = Figure(figsize=(10, 7.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 7.4, what="--png")
     first, token, memory = figure.subplots(3, 1, height_ratios=[1.5, 1, 1])
     _first_token(first, bench)
     _tokens(token, bench)
@@ -51,8 +41,7 @@ def draw(bench: Mapping[str, Any], path: Path) -> None:
         f"tokens, {tokens['prefill']} in the prompt; {bench['machine']['cpu']}, {bench['date']}",
         fontsize=11,
     )
-    with written(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+    save(figure, path)
 
 
 def stage_parts(bench: Mapping[str, Any]) -> dict[str, dict[str, float]]:

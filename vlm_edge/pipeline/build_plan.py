@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm_edge.backends.onnx.layered import TEMPLATE_LAYERS
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import DoesNotFit
@@ -13,15 +14,13 @@ from vlm_edge.memory.steps import TORCH_RUNTIME_BYTES
 from vlm_edge.memory.weights import decoder_bytes
 from vlm_edge.pipeline.inputs import Planned
 from vlm_edge.pipeline.plan import PlanOptions, Report, report_on
+from vlm_edge.quant.calibrate import HELD_OUT_EVERY, SEARCH_TOKENS
 from vlm_edge.quant.memory_plan import MemoryPlan, Sizes, plan
 from vlm_edge.units import MIB, format_bytes
 
 PLAN, EXPORT, QUANTIZE, VERIFY, MEASURE = "plan", "export", "quantize", "verify", "measure"
 BUILDER_COPIES = 3
 """Of a float decoder, while onnxruntime-genai's builder makes a graph of it: torch's, the graph's and the file's. Not measured."""
-TEMPLATE_LAYERS = 2
-HELD_OUT_SHARE = 4
-SEARCH_TOKENS = 512
 _EVERYTHING = "100000GiB"
 """A budget for plans that are asked for their peak alone."""
 
@@ -122,7 +121,7 @@ def quantize_plan(subject: Subject, recipe: Recipe, effort: Effort, method: str)
         intermediate=max(text.intermediate, heads),
         group_size=recipe.packing.group_size,
         longest=effort.seqlen,
-        states=(count + 2 * -(-count // HELD_OUT_SHARE)) * effort.seqlen * text.hidden,
+        states=(count + 2 * -(-count // HELD_OUT_EVERY)) * effort.seqlen * text.hidden,
         search_tokens=SEARCH_TOKENS,
         tower=tower,
         tower_tokens=subject.geometry.tokens_per_view if subject.geometry is not None and tower else 0,

@@ -22,10 +22,11 @@ from vlm_edge.pipeline.build_plan import Effort, check_steps, run_report, step_p
 from vlm_edge.pipeline.build_record import RECORD, BuildRecord, read_record, still_there
 from vlm_edge.pipeline.build_steps import BuildOptions, Job, Step, as_recipe, existing, quantize_options, steps_of
 from vlm_edge.pipeline.export_llm import check_decoder, check_text
-from vlm_edge.pipeline.inputs import Planned, find_model, with_recipe
+from vlm_edge.pipeline.inputs import Planned, check_family, find_model, with_recipe
 from vlm_edge.pipeline.options import CNN
 from vlm_edge.pipeline.plan import Report
 from vlm_edge.pipeline.quantize import calibration_path, check_options, seqlen_of
+from vlm_edge.pipeline.question_plan import NO_LIMIT
 from vlm_edge.pipeline.recipe_checks import check_words
 from vlm_edge.pipeline.source import located, of_checkpoint
 from vlm_edge.pipeline.tools import require_build_tools
@@ -33,7 +34,6 @@ from vlm_edge.quant.calibrate import read_samples
 from vlm_edge.units import format_bytes
 
 TARGETS = ("cpu", "cuda")
-NO_LIMIT = 1 << 60
 
 
 def check_asked(recipe: Recipe, options: BuildOptions) -> None:
@@ -57,8 +57,8 @@ def memory_limit(options: BuildOptions) -> int:
     """Bytes that a step may hold: what was asked for; else what is free, and what this process holds already."""
     if options.max_memory_bytes is not None:
         return options.max_memory_bytes
-    free = host.available_bytes()
-    return NO_LIMIT if free is None else max(0, free - host.CPU_RESERVE_BYTES) + host.kept_bytes()
+    free = host.usable_bytes()
+    return NO_LIMIT if free is None else free + host.kept_bytes()
 
 
 def find_job(
@@ -71,11 +71,7 @@ def find_job(
     """
 
     def accept(config: Mapping[str, Any]) -> None:
-        if (family := discover.family_of(config).name) != recipe.family:
-            raise BadInput(
-                f"the recipe {recipe.name} is for {recipe.family}, and {model} is of the family {family}",
-                remedy="name a recipe of that family; vlm-edge recipes list shows them",
-            )
+        check_family(recipe, discover.family_of(config).name, str(model))
         subject = subject_from(recipe.name, config)
         positions = subject.text.max_positions
         if recipe.limits.max_model_len > positions:
@@ -170,9 +166,13 @@ def unfinished(job: Job) -> tuple[BuildRecord, tuple[Step, ...]]:
     todo: list[Step] = []
     for step in steps_of(job.recipe, job.effort):
         done = record.steps.get(step.name)
-        again = done is None or done.inputs != step.inputs(job)
-        lost = changed or bool(todo) if step.reads_bundle else done is not None and not still_there(done, bundle)
-        if again or lost:
+        if done is None or done.inputs != step.inputs(job):
+            again = True
+        elif step.reads_bundle:
+            again = changed or bool(todo)
+        else:
+            again = not still_there(done, bundle)
+        if again:
             todo.append(step)
     return replace(record, recipe=job.recipe.name), tuple(todo)
 

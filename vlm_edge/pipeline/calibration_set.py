@@ -15,23 +15,24 @@ import torch
 
 from vlm_edge.core.bundle import Bundle, reference
 from vlm_edge.core.bundle_writer import Staged
+from vlm_edge.core.chat import special_tokens
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.core.contracts import Floats, Span
 from vlm_edge.core.image_inputs import ImageInputs
 from vlm_edge.errors import BadInput, DamagedBundle
+from vlm_edge.models.bundle_files import open_tokenizer
 from vlm_edge.models.decoder_layers import StreamedDecoder
 from vlm_edge.models.text_weights import write_embedding
 from vlm_edge.models.weights import load_parts
 from vlm_edge.pipeline.export import copied, manifest_of, newline_file
 from vlm_edge.pipeline.export_llm import EMBEDDING
 from vlm_edge.pipeline.source import Source
-from vlm_edge.quant.calibrate import Sample
+from vlm_edge.quant.calibrate import HELD_OUT_EVERY, Sample
 from vlm_edge.quant.memory_limit import MemoryLimit, release
 from vlm_edge.quant.sequences import CalibrationSequence, Placement
 from vlm_edge.vision.sources import load_image
 
 MIN_JUDGED = 2
-HELD_OUT_EVERY = 4
 Features = list[torch.Tensor]
 """Of one image: a tensor [P, Dl] for each view."""
 
@@ -52,17 +53,12 @@ class TextTokenizer:
     """A checkpoint's tokenizer.json; raises BadInput where there is none that can be read."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        from tokenizers import Tokenizer
-
-        path = checkpoint.root / "tokenizer.json"
         try:
-            self._tokenizer = Tokenizer.from_buffer(path.read_bytes())
-        except Exception as cause:  # its errors share no class of their own
-            raise BadInput(f"{path} cannot be read: {cause}", remedy="download the tokenizer too") from cause
-        special = checkpoint.optional_json("tokenizer_config.json") or {}
-        name = special.get("bos_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        found = self._tokenizer.token_to_id(name) if isinstance(name, str) else None
+            self._tokenizer = open_tokenizer(checkpoint.root / "tokenizer.json")
+        except DamagedBundle as cause:
+            raise BadInput(f"{checkpoint.root}: {cause.message}", remedy="download the tokenizer too") from cause
+        first = special_tokens(checkpoint.optional_json("tokenizer_config.json") or {})["bos_token"]
+        found = self._tokenizer.token_to_id(first) if first else None
         self.first = [] if found is None else [int(found)]
 
     def ids(self, text: str) -> list[int]:

@@ -80,8 +80,7 @@ def limit_of(part: Part) -> Limit:
 
 def stored_file(part: Part, role: str) -> Path | None:
     """The file of that role for the graph's target, if the bundle has one."""
-    known = {(artifact.role, artifact.target) for artifact in part.bundle.manifest.artifacts}
-    return part.bundle.path(role, target=part.graph.target) if (role, part.graph.target) in known else None
+    return part.bundle.find(role, target=part.graph.target)
 
 
 def without_limit(part: Part) -> Check | None:

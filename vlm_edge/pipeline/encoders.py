@@ -41,12 +41,13 @@ def open_saliency(bundle: Bundle, named: str | None, threads: int) -> SaliencyRu
 
     if named is not None:
         return OnnxSaliency(Path(named), threads=threads)
-    if not any(artifact.role == SALIENCY_ROLE for artifact in bundle.manifest.artifacts):
+    graph = bundle.find(SALIENCY_ROLE)
+    if graph is None:
         raise BadInput(
             f"bundle {bundle.manifest.name} has no saliency model",
             remedy="name one with --saliency-model FILE, or use --saliency detail",
         )
-    return OnnxSaliency(bundle.path(SALIENCY_ROLE), threads=threads)
+    return OnnxSaliency(graph, threads=threads)
 
 
 def _through_tensorrt(bundle: Bundle, threads: int) -> EncoderRunner:

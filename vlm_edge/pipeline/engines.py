@@ -19,7 +19,7 @@ from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadInput, CheckFailed, DamagedBundle
 from vlm_edge.memory.plan import ENCODE_VIEWS
 from vlm_edge.memory.vision import vision_activation_bytes
-from vlm_edge.pipeline.calibration import tower_inputs
+from vlm_edge.pipeline.example_inputs import tower_inputs
 from vlm_edge.pipeline.source import Source, bundle_images
 
 if TYPE_CHECKING:

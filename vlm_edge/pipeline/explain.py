@@ -16,7 +16,7 @@ from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.picture import SOURCE_PX, Rgb, compose, summary
-from vlm_edge.pipeline.written import written
+from vlm_edge.pipeline.written import check_output, written
 from vlm_edge.units import format_bytes
 from vlm_edge.vision import sources
 from vlm_edge.vision.sources import Source
@@ -37,17 +37,7 @@ _STYLE = (
 
 def check_target(path: Path, images: Sequence[object] = ()) -> None:
     """Raise BadInput unless `path` can become a .png or .html file and is none of `images`."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise BadInput(f"--explain {path} is neither .png nor .html", remedy="give it a name such as seen.png")
-    if path.is_dir():
-        raise BadInput(f"--explain {path} is a folder", remedy=f"name a file, such as {path / 'seen.png'}")
-    parent = path.parent
-    if not parent.is_dir():
-        raise BadInput(f"--explain {path}: there is no folder {parent}", remedy=f"make it first: mkdir -p '{parent}'")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise BadInput(
-            f"--explain {path}: nothing can be written in {parent}", remedy="name a folder that you may write"
-        )
+    check_output(path, SUFFIXES, named=f"--explain {path}", example="seen")
     if any(_is_same_file(path, image) for image in images):
         raise BadInput(f"--explain {path} would overwrite the image", remedy="give it another name")
 

@@ -22,7 +22,7 @@ from vlm_edge.core.bundle_writer import CONFIGURATION, Staged, checked, locked, 
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import engines, export_llm, source
-from vlm_edge.pipeline.calibration import tower_inputs
+from vlm_edge.pipeline.example_inputs import tower_inputs
 from vlm_edge.pipeline.source import Source
 from vlm_edge.pipeline.tools import require_build_tools, tool_versions
 

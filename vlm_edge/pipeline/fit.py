@@ -17,6 +17,21 @@ class Fitted:
     plan: Plan
     asked_tiles: int | None = None
 
+    @property
+    def note(self) -> str:
+        """What was changed to keep the budget, in words; empty where nothing was."""
+        if self.asked_tiles is None:
+            return ""
+        tiles = self.options.max_tiles
+        shown = f"at most {tiles} are shown" if tiles else "the whole image is shown in one view"
+        return f"{self.asked_tiles} tiles do not fit the budget: {shown}"
+
+    def to_json(self) -> dict[str, dict[str, int | None]]:
+        """The same as one more key beside an answer's; none where nothing was changed."""
+        if self.asked_tiles is None:
+            return {}
+        return {"lowered": {"asked_tiles": self.asked_tiles, "max_tiles": self.options.max_tiles}}
+
 
 def fit_tiles(
     options: AskOptions, most_tiles: int, plan: Callable[[AskOptions], Plan], *, any_number: bool = True

@@ -12,13 +12,14 @@ from vlm_edge.core.bundle import MANIFEST, open_bundle
 from vlm_edge.core.checkpoint import CONFIG, INDEX, PREPROCESSOR, SINGLE, find_preprocessor, open_checkpoint
 from vlm_edge.core.geometry import Geometry, TokenGeometry
 from vlm_edge.core.load import read_text
-from vlm_edge.core.recipe import Recipe, Watched, load_recipe, recipe_names
-from vlm_edge.core.resources import nearest, resource_dir
+from vlm_edge.core.recipe import Recipe, Watched, find_recipe, load_recipe, recipe_names
+from vlm_edge.core.resources import nearest
 from vlm_edge.core.shards import strict_json
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import stored_bytes
 from vlm_edge.memory.request import Subject
+from vlm_edge.models.decoders import PLAIN_DECODERS
 from vlm_edge.models.subjects import subject_from
 from vlm_edge.pipeline.embedded import EMBEDDED, bundle_folder
 
@@ -33,7 +34,7 @@ class Planned:
     source: bundle, checkpoint, config or recipe.  tiles: beside a global view; None where the family has its own way.
     most_tiles: that may be shown, where a recipe or bundle says so.
     target: that the model is bound to.  max_model_len: None where nothing says so.  kv_cache: the decoder's, if not of its float
-    type.
+    type.  family: empty for a text model alone.
     """
 
     subject: Subject
@@ -46,26 +47,34 @@ class Planned:
     group_size: int = 128
     lm_head: str = "fp16"
     kv_cache: str = ""
+    family: str = ""
     notes: tuple[str, ...] = ()
 
 
 def find_model(name: str, *, recipe: str | None = None, target: str | None = None) -> Planned:
     """What `name` stands for; a file or folder goes before a recipe of that name, the embedded bundle before its recipe.
 
-    recipe: a file that says how the model is packed.  Raises BadInput, or DamagedBundle.
+    recipe: a file, or the name of a recipe that ships, that says how the model is packed, a published one too.
+    Raises BadInput, also for a recipe with a bundle, whose files are packed; or DamagedBundle.
     """
     path = Path(name)
+    packing = None if recipe is None else load_recipe(find_recipe(recipe))
     if name == EMBEDDED or (path / MANIFEST).is_file():
+        if packing is not None:
+            raise BadInput(
+                f"{name} is a bundle, and its files are packed already",
+                remedy="leave --recipe out, or name a checkpoint",
+            )
         return _bundle(bundle_folder(name), target)
     if path.is_dir():
         found = _folder(path)
     elif path.suffix == ".json":
         found = _config(path)
     elif name in recipe_names():
-        return of_recipe(load_recipe(resource_dir("recipes") / f"{name}.yaml"))
+        found = of_recipe(load_recipe(find_recipe(name)))
     else:
         raise BadInput(f"there is no file, folder or recipe {name[:80]!r}", remedy=nearest(name, recipe_names()))
-    return found if recipe is None else with_recipe(found, load_recipe(Path(recipe)))
+    return found if packing is None else with_recipe(found, packing)
 
 
 def of_recipe(recipe: Recipe) -> Planned:
@@ -85,11 +94,13 @@ def of_recipe(recipe: Recipe) -> Planned:
     config.get("model_type")
     config.refuse_unread()
     preprocessor.refuse_unread()
-    return with_recipe(Planned(subject, "recipe"), recipe)
+    return with_recipe(Planned(subject, "recipe", family=recipe.family), recipe)
 
 
 def with_recipe(found: Planned, recipe: Recipe) -> Planned:
-    """A model as a recipe packs it."""
+    """A model as a recipe packs it; raises BadInput for a recipe of another family."""
+    if found.family:
+        check_family(recipe, found.family, found.subject.name)
     own_way = not found.subject.free_tiles
     return Planned(
         subject=found.subject,
@@ -101,8 +112,18 @@ def with_recipe(found: Planned, recipe: Recipe) -> Planned:
         group_size=recipe.packing.group_size,
         lm_head=recipe.packing.lm_head,
         kv_cache="" if recipe.packing.kv_cache == "auto" else recipe.packing.kv_cache,
+        family=found.family,
         notes=found.notes,
     )
+
+
+def check_family(recipe: Recipe, family: str, model: str) -> None:
+    """Raise BadInput for a model that is not of the recipe's family."""
+    if family != recipe.family:
+        raise BadInput(
+            f"the recipe {recipe.name} is for {recipe.family}, and {model} is of the family {family}",
+            remedy="name a recipe of that family; vlm-edge recipes list shows them",
+        )
 
 
 def _bundle(root: Path, target: str | None) -> Planned:
@@ -112,7 +133,7 @@ def _bundle(root: Path, target: str | None) -> Planned:
     if target is not None and target not in targets:
         raise BadInput(
             f"bundle {manifest.name} holds nothing for {target}",
-            remedy=f"use --target {targets[0] if targets else 'cpu'}",
+            remedy=f"use --target {targets[0] if targets else 'cpu'}, and no --device that is for another",
         )
     chosen = target or ("cpu" if "cpu" in targets or not targets else targets[0])
     spec, stored = manifest.model, stored_bytes(bundle.bytes_by_role(chosen))
@@ -153,9 +174,8 @@ def _folder(root: Path) -> Planned:
     checkpoint = open_checkpoint(root)
     preprocessor, notes = _beside(root)
     tensors = checkpoint.tensors.values()
-    return Planned(
-        subject_from(root.resolve().name, checkpoint.config, preprocessor, tensors=tensors), "checkpoint", notes=notes
-    )
+    subject = subject_from(root.resolve().name, checkpoint.config, preprocessor, tensors=tensors)
+    return Planned(subject, "checkpoint", family=_family(checkpoint.config), notes=notes)
 
 
 def _config(path: Path) -> Planned:
@@ -163,7 +183,12 @@ def _config(path: Path) -> Planned:
         raise BadInput(f"{path} does not exist", remedy="name a config.json, a checkpoint folder, a bundle or a recipe")
     config = _object(path)
     preprocessor, notes = _beside(path.parent)
-    return Planned(subject_from(path.resolve().parent.name, config, preprocessor), "config", notes=notes)
+    subject = subject_from(path.resolve().parent.name, config, preprocessor)
+    return Planned(subject, "config", family=_family(config), notes=notes)
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    return "" if config.get("model_type") in PLAIN_DECODERS else discover.family_of(config).name
 
 
 def _beside(root: Path) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:

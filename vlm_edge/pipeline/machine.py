@@ -21,7 +21,8 @@ PACKAGES = (
     "typer", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-genai", "tensorrt", "matplotlib",
 )  # fmt: skip
 IMPORTED_LATE = ("jinja2.sandbox", "tokenizers")
-"""What `run` imports only when it loads a bundle."""
+"""What a pipeline imports only when it loads a bundle."""
+_PIPELINE = "vlm_edge.pipeline.run"
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,11 @@ def _providers() -> tuple[tuple[str, ...], str]:
 
 
 def _bundle_problem() -> str:
-    """What is wrong with the embedded bundle; every file of it is hashed."""
+    """What is wrong with the embedded bundle, every file of which is hashed, or with what would run it."""
     try:
+        importlib.import_module(_PIPELINE)
         from vlm_edge.core.bundle import open_bundle, verify_hashes
-        from vlm_edge.pipeline.run import NANO
+        from vlm_edge.pipeline.embedded import NANO
 
         verify_hashes(open_bundle(NANO), force=True)
     except VlmEdgeError as cause:

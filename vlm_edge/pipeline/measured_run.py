@@ -29,6 +29,7 @@ from vlm_edge.core.specs import TextSpec
 from vlm_edge.models import bundle_files
 from vlm_edge.models.prompts import FamilyViews
 from vlm_edge.pipeline.encoders import open_encoder
+from vlm_edge.pipeline.machine import IMPORTED_LATE
 from vlm_edge.pipeline.options import Look
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.tile_choice import choose_tiles
@@ -37,8 +38,6 @@ from vlm_edge.vision import sources
 from vlm_edge.vision.tiling import Tile
 
 NEW_TOKENS = 8
-IMPORTED_LATE = ("jinja2.sandbox", "tokenizers")
-"""What a pipeline imports only when it loads a bundle."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import TracebackType
 
 from vlm_edge.core import host
+from vlm_edge.core.periodic import every
 
 INTERVAL_S = 0.05
 LOOKS_PER_TICK = 10
@@ -24,31 +24,28 @@ class MemoryWatch:
         self.rss_bytes = self.peak_bytes = self.kept_bytes = 0
         self._on_tick = on_tick
         self._recorded = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory watch", daemon=True)
+        self._looks = 0
+        self._looking = every(INTERVAL_S, self._look_and_tick, name="memory watch")
 
     def __enter__(self) -> MemoryWatch:
         self._recorded = host.reset_peak_rss()
         self._look()
-        self._thread.start()
+        self._looking.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._looking.__exit__(None, None, None)
         self._look()
         if self._recorded:
             self.peak_bytes = max(self.peak_bytes, host.peak_rss_bytes())
 
-    def _watch(self) -> None:
-        looks = 0
-        while not self._stop.wait(INTERVAL_S):
-            self._look()
-            looks += 1
-            if looks % LOOKS_PER_TICK == 0:
-                self._on_tick()
+    def _look_and_tick(self) -> None:
+        self._look()
+        self._looks += 1
+        if self._looks % LOOKS_PER_TICK == 0:
+            self._on_tick()
 
     def _look(self) -> None:
         children = host.children_rss_bytes()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from statistics import NormalDist, fmean
 from typing import Any, ClassVar
 
+from vlm_edge.core.layout import Box
 from vlm_edge.core.load import OMIT_DEFAULT
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.options import Box
 from vlm_edge.pipeline.text_metrics import ANLS_LEAST, anls, relaxed_match
 
 METRICS = ("exact", "anls", "relaxed")

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from vlm_edge.core.bundle import RunDefaults
 from vlm_edge.core.contracts import VlmFamily
+from vlm_edge.core.layout import Box
 from vlm_edge.core.load import OMIT_DEFAULT
 from vlm_edge.core.manifest_checks import REDUCTIONS, SALIENCIES, TILINGS
 from vlm_edge.errors import BadInput
 
-Box = tuple[int, int, int, int]
 CNN = "cnn"
 GIVEN = "given"
 """A Look's tiling where the caller named the tiles."""

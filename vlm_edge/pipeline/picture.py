@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.core.layout import Box
 from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.density import density_panel
 from vlm_edge.pipeline.lettering import Letters, shortened, wrap
@@ -18,7 +19,6 @@ from vlm_edge.tokens.positions import DROPPED
 from vlm_edge.vision.grounding import LabelledBox, LabelledPoint
 
 Rgb = NDArray[np.uint8]
-Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
 # Vermillion and blue of Okabe and Ito's palette, which colour-blind readers tell apart as well.

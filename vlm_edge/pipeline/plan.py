@@ -13,7 +13,7 @@ from vlm_edge.memory.advise import Advice, advise
 from vlm_edge.memory.latency import Latency, forecast
 from vlm_edge.memory.phases import Plan
 from vlm_edge.memory.plan import CUDA_RUNTIME_BYTES, RUNTIME_BYTES, plan_request
-from vlm_edge.memory.request import MOST_EDGE_PX, Request, visual_of
+from vlm_edge.memory.request import MOST_EDGE_PX, TARGETS, Request, visual_of
 from vlm_edge.memory.solve import Solution, solve
 from vlm_edge.memory.steps import step_plans
 from vlm_edge.pipeline.inputs import Planned, find_model
@@ -102,7 +102,16 @@ def _checked(options: PlanOptions) -> DeviceProfile | None:
     for amount in (options.margin, options.budget):
         if amount is not None:
             parse_bytes(amount)
-    return load_profile(options.device) if options.device is not None else None
+    if options.device is None:
+        return None
+    device = load_profile(options.device)
+    shared = device.unified_memory and options.target == "cpu"
+    if options.target in TARGETS and options.target != device.target and not shared:
+        raise BadInput(
+            f"{device.name} runs what is built for {device.target}, and its memory is no budget for {options.target}",
+            remedy=f"leave --target out, or name a device for {options.target} or a --budget instead",
+        )
+    return device
 
 
 def _report(model: Planned, options: PlanOptions, device: DeviceProfile | None) -> Report:
@@ -124,7 +133,8 @@ def _report(model: Planned, options: PlanOptions, device: DeviceProfile | None) 
         request=request,
         plan=plan,
         steps=step_plans(model.subject, request, budget_bytes=budget),
-        latency=None if device is None else forecast(model.subject, request, plan, device),
+        # a profile's rates are those of its target; the CPU of a Jetson shares its memory and nothing else
+        latency=forecast(model.subject, request, plan, device) if device and device.target == target else None,
         advice=advise(model.subject, request, budget_bytes=budget),
         solution=solution,
         notes=tuple(notes),
@@ -146,11 +156,11 @@ def _machine(target: str | None, budget: int | None, device: DeviceProfile | Non
         return "cuda", gpus[0].free_bytes
     if target == "cuda":
         raise BadInput("there is no NVIDIA GPU here to take a budget from", remedy="name --device or --budget")
-    free = host.available_bytes()
+    free = host.usable_bytes()
     if free is None:
         raise BadInput("this system does not say how much memory is free", remedy="name --device or --budget")
     notes.append("the budget is this machine's free memory, less a reserve")
-    return "cpu", max(0, free - host.CPU_RESERVE_BYTES)
+    return "cpu", free
 
 
 def _request(
@@ -163,7 +173,7 @@ def _request(
 ) -> Request:
     cpu = target == "cpu"
     runtime = RUNTIME_BYTES if cpu else CUDA_RUNTIME_BYTES
-    if device is not None and device.runtime_bytes is not None:
+    if device is not None and device.target == target and device.runtime_bytes is not None:
         runtime = device.runtime_bytes.value
     if options.vision_attention not in ("fused", "unfused"):
         raise BadInput(f"--vision-attention has no value {options.vision_attention!r}", remedy="use fused or unfused")

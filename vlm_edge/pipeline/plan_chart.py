@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.errors import MissingDependency
+from vlm_edge.pipeline.figure import new_figure, save
 from vlm_edge.pipeline.plan_colors import BUDGET, color_of
-from vlm_edge.pipeline.written import written
 from vlm_edge.units import GIB, MIB, format_bytes
 
 _LABEL_SHARE = 0.01
@@ -20,16 +19,10 @@ def draw_chart(plan: Mapping[str, Any], path: Path) -> None:
 
     Raises MissingDependency without matplotlib, BadInput where the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as cause:
-        raise MissingDependency("--png needs matplotlib", remedy="pip install 'vlm-edge[report]'") from cause
     phases: Mapping[str, int] = plan["phases"]
     most = max(plan["peak_bytes"], plan["budget_bytes"]) or 1
     unit, word = (GIB, "GiB") if most >= GIB else (MIB, "MiB")
-    figure = Figure(figsize=(11, 1.8 + 0.6 * len(phases)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 1.8 + 0.6 * len(phases), what="--png")
     axes = figure.subplots()
     names = list(phases)
     starts = dict.fromkeys(names, 0.0)
@@ -61,5 +54,4 @@ def draw_chart(plan: Mapping[str, Any], path: Path) -> None:
     axes.set_title(f"{plan['model']} on {plan['device'] or plan['target']}: {verdict}", loc="left", pad=18)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    with written(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+    save(figure, path)

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.errors import BadInput
 from vlm_edge.pipeline import html_page
 from vlm_edge.pipeline.html_page import table
 from vlm_edge.pipeline.plan_colors import color_of
 from vlm_edge.units import format_bytes
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _BAR, _TOP = 920, 96, 96, 44, 28, 34
-
-
-def check_output(path: Path, suffixes: Sequence[str]) -> None:
-    """Raise BadInput unless a file with one of these suffixes can be written there."""
-    if path.suffix.lower() not in suffixes:
-        raise BadInput(f"{path} does not end in {suffixes[0]}", remedy=f"give it a name such as plan{suffixes[0]}")
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder", remedy=f"name a file, such as {path / ('plan' + suffixes[0])}")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise BadInput(
-            f"nothing can be written in {path.parent}", remedy="name a folder that exists and that you may write"
-        )
 
 
 def write_page(plan: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ from vlm_edge.pipeline.embedded import EMBEDDED, NANO
 from vlm_edge.pipeline.encoders import decoder_target
 from vlm_edge.pipeline.fit import Fitted, fit_tiles
 from vlm_edge.pipeline.options import AskOptions, Look
-from vlm_edge.pipeline.planning import ImageInput, check_fits, image_layouts, plan, source_header
+from vlm_edge.pipeline.question_plan import ImageInput, check_fits, image_layouts, plan, source_header
 from vlm_edge.units import parse_bytes
 
 NO_TILES = "; {family} shows these images in one view each, so there are no tiles to leave out"

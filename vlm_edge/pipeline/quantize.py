@@ -24,6 +24,7 @@ from vlm_edge.pipeline.export import copied, manifest_of, vision_hash
 from vlm_edge.pipeline.export_llm import TEXT_SOURCE, VISION_SOURCE, same_model
 from vlm_edge.pipeline.source import Source, located, of_checkpoint, source_hashes
 from vlm_edge.pipeline.tools import require_build_tools
+from vlm_edge.quant.calibrate import SEARCH_TOKENS
 from vlm_edge.units import format_bytes
 
 METHODS = ("awq", "rtn")
@@ -58,7 +59,7 @@ class QuantizeOptions:
     method: str = "awq"
     lm_head: str = "fp16"
     kv_cache_dtype: str = "auto"
-    search_tokens: int = 512
+    search_tokens: int = SEARCH_TOKENS
     device: str = "auto"
     revision: str = ""
     offline: bool = False

@@ -24,7 +24,6 @@ from vlm_edge.models.subjects import subject_from
 from vlm_edge.models.text_weights import write_table
 from vlm_edge.pipeline import awq_checkpoint
 from vlm_edge.pipeline.calibration_set import (
-    HELD_OUT_EVERY,
     FamilyPrompt,
     PlainPrompt,
     Prompt,
@@ -51,7 +50,7 @@ from vlm_edge.pipeline.quantize import (
     versions,
 )
 from vlm_edge.pipeline.source import Source, source_hashes
-from vlm_edge.quant.calibrate import Sample, digest, read_samples
+from vlm_edge.quant.calibrate import HELD_OUT_EVERY, Sample, digest, read_samples
 from vlm_edge.quant.mapping import architecture_of, linear_layers, resolve
 from vlm_edge.quant.memory_limit import MemoryLimit, release
 from vlm_edge.quant.memory_plan import MemoryPlan, Sizes, plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlm_edge.core import host
@@ -65,11 +65,15 @@ class RayEngine:
     """
 
     def __init__(self, loading: Loading, options: AskOptions, root: str, *, workers: int) -> None:
-        """loading.budget is one worker's.  Raises MissingDependency, BadInput."""
+        """loading: its budget and threads are one worker's; without threads the cores are shared out.
+
+        Raises MissingDependency, BadInput.
+        """
         check_ray(workers)
-        self._arguments = (loading, options, root)
+        share = max(1, host.real_cores() // workers)
+        self._threads = share if loading.threads is None else host.session_threads(loading.threads)
+        self._arguments = (replace(loading, threads=self._threads), options, root)
         self._workers = workers
-        self._threads = loading.threads or max(1, host.real_cores() // workers)
 
     def answers(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
         """As workers finish them: rows tell their place by their number.  Raises CheckFailed where workers keep dying."""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from vlm_edge.core import discover
 from vlm_edge.core.manifest_checks import out_of_range
-from vlm_edge.core.recipe import KV_CACHES, LLM_WEIGHTS, LM_HEADS, VISION_WEIGHTS, Packing, Recipe, load_recipe
-from vlm_edge.core.resources import nearest, shipped_file
+from vlm_edge.core.recipe import (
+    KV_CACHES,
+    LLM_WEIGHTS,
+    LM_HEADS,
+    VISION_WEIGHTS,
+    Packing,
+    Recipe,
+    find_recipe,
+    load_recipe,
+)
+from vlm_edge.core.resources import nearest
 from vlm_edge.errors import BadInput, VlmEdgeError
 from vlm_edge.pipeline.inputs import of_recipe
 from vlm_edge.pipeline.options import AskOptions, Look
@@ -32,11 +40,6 @@ class Checked:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problem
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe's file: by path where `name` has a suffix, else the shipped one.  Raises BadInput with the nearest names."""
-    return shipped_file("recipes", name, "recipe")
 
 
 def check(name: str) -> Checked:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from vlm_edge.core.layout import Box
 from vlm_edge.core.load import OMIT_DEFAULT, parse, to_plain
 from vlm_edge.core.resources import nearest
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.metrics import METRICS, RowOutcome, boxes_of
-from vlm_edge.pipeline.options import AskOptions, Box
+from vlm_edge.pipeline.options import AskOptions
 
 T = TypeVar("T")
 _FORM = 'one object a line: {"image": "page.png", "question": "what is the total?", "answer": "12.50"}'

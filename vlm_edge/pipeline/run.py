@@ -19,11 +19,10 @@ from vlm_edge.core.geometry import ImageLayout
 from vlm_edge.errors import BadInput
 from vlm_edge.memory.plan import Plan
 from vlm_edge.pipeline.answer import Answer, TokenCounts
-from vlm_edge.pipeline.embedded import EMBEDDED as EMBEDDED
-from vlm_edge.pipeline.embedded import NANO as NANO
 from vlm_edge.pipeline.encoders import decoder_target, open_encoder, open_saliency
 from vlm_edge.pipeline.options import CNN, AskOptions, Look
-from vlm_edge.pipeline.planning import (
+from vlm_edge.pipeline.preflight import choose_device, find_bundle
+from vlm_edge.pipeline.question_plan import (
     ImageInput,
     check_fits,
     image_layouts,
@@ -33,7 +32,6 @@ from vlm_edge.pipeline.planning import (
     reduced_px,
     source_header,
 )
-from vlm_edge.pipeline.preflight import choose_device, find_bundle
 from vlm_edge.pipeline.sampling import choose
 from vlm_edge.pipeline.stream import TextStream
 from vlm_edge.pipeline.view_memory import ViewMemory
@@ -97,11 +95,7 @@ class Pipeline:
         Example: `Pipeline.load().ask("page.png", "what is the total?").text`
         """
         opened = bundle if isinstance(bundle, Bundle) else find_bundle(bundle)
-        most = host.most_threads()
-        if threads is not None and not 1 <= threads <= most:
-            raise BadInput(
-                f"--threads {threads} is not allowed", remedy=f"use 1 to {most}; {host.real_cores()} is fastest"
-            )
+        threads = host.session_threads(threads)
         chosen = choose_device(opened, device)
         limit = parse_bytes(budget) if isinstance(budget, str) else budget
         least = AskOptions(tiling="none", reduce="none")
@@ -109,7 +103,7 @@ class Pipeline:
         verify_hashes(opened, force=verify)
         if chosen == "cpu":
             share_arena()
-        return cls(opened, device=chosen, threads=threads or host.real_cores(), budget_bytes=limit)
+        return cls(opened, device=chosen, threads=threads, budget_bytes=limit)
 
     def ask(
         self,

@@ -18,10 +18,9 @@ from vlm_edge.core import discover
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.checkpoint import PREPROCESSOR, Checkpoint, find_preprocessor, open_checkpoint
 from vlm_edge.core.contracts import VlmFamily
-from vlm_edge.core.load import parse_text, read_text
 from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, DamagedBundle
-from vlm_edge.models.bundle_files import open_tokenizer
+from vlm_edge.models.bundle_files import open_tokenizer, read_object
 from vlm_edge.pipeline import hub
 
 _MODULE_OF_FAMILY = "vlm_edge.models.{}.{}"
@@ -124,15 +123,8 @@ def image_settings(family: VlmFamily, config: Mapping[str, Any], preprocessor: M
 
 def bundle_images(bundle: Bundle) -> tuple[Any, Any]:
     """The same of a bundle, from the files that it took over.  Raises BadInput, DamagedBundle."""
-    config, preprocessor = (_object(bundle.path(role)) for role in ("config", "preprocessor_config"))
+    config, preprocessor = (read_object(bundle, role) for role in ("config", "preprocessor_config"))
     return image_settings(discover.family(bundle.manifest.model.family), config, preprocessor)
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    found = parse_text(read_text(path, error=DamagedBundle), path.name, error=DamagedBundle)
-    if not isinstance(found, dict):
-        raise DamagedBundle(f"{path} is no JSON object", remedy="export the model again")
-    return found
 
 
 def preprocessor(checkpoint: Checkpoint) -> Mapping[str, Any]:

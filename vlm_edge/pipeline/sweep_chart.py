@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.errors import MissingDependency
-from vlm_edge.pipeline.written import written
+from vlm_edge.pipeline.figure import new_figure, require_matplotlib, save
 from vlm_edge.units import MIB
 
 # Okabe and Ito's palette, which colour-blind readers tell apart as well; baselines are grey.
@@ -18,13 +16,12 @@ _COLORS = {
 }  # fmt: skip
 _MARKS = {"auto": "o", "grid": "s", "none": "v", "given": "D"}
 _BASELINE_MARKS = {"random": "x", "downsample": "+"}
-_MISSING = MissingDependency("a sweep's plot needs matplotlib", remedy="pip install 'vlm-edge[report]'")
+_WHAT = "a sweep's plot"
 
 
 def check_drawing() -> None:
     """Raise MissingDependency without matplotlib, before an hour is spent on what cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise _MISSING
+    require_matplotlib(_WHAT)
 
 
 def draw(report: Mapping[str, Any], path: Path, *, extra: Sequence[tuple[str, float, float]] = ()) -> None:
@@ -32,13 +29,7 @@ def draw(report: Mapping[str, Any], path: Path, *, extra: Sequence[tuple[str, fl
 
     extra: horizontal lines of other baselines, as (label, accuracy share, visual tokens).  Raises MissingDependency, BadInput.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as cause:
-        raise _MISSING from cause
-    figure = Figure(figsize=(14, 6.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(14, 6.6, what=_WHAT)
     left, right = figure.subplots(1, 2, sharey=True)
     points = report["points"]
     _panel(left, points, [point["tokens"]["visual_after_mean"] for point in points], "tokens", report["winner"])
@@ -60,8 +51,7 @@ def draw(report: Mapping[str, Any], path: Path, *, extra: Sequence[tuple[str, fl
     figure.suptitle(
         f"{report['title']}: {report['rows']} rows about {report['images']} images, {report['date']}", fontsize=11
     )
-    with written(path) as stream:
-        figure.savefig(stream, format="png", dpi=110)
+    save(figure, path, dpi=110)
 
 
 def _panel(axes: Any, points: Sequence[Mapping[str, Any]], at: Sequence[float], front: str, winner: str) -> None:

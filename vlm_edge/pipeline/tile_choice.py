@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from vlm_edge.core.contracts import Floats, SaliencyRunner
 from vlm_edge.core.geometry import ImageLayout, Size, TokenGeometry
+from vlm_edge.core.layout import Box
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.options import CNN, Box, Look
+from vlm_edge.pipeline.options import CNN, Look
 from vlm_edge.vision import saliency, tiling
 from vlm_edge.vision.raster import Picture, bands_of, size_of
 from vlm_edge.vision.resize import source_box

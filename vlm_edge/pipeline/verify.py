@@ -51,8 +51,7 @@ def verify_bundle(
     Raises DamagedBundle where there is no manifest to check, BadInput for a MODEL that cannot be read, MissingDependency.
     """
     step = on_step or (lambda _: None)
-    if threads is not None and not 1 <= threads <= host.most_threads():
-        raise BadInput(f"--threads {threads} is not allowed", remedy=f"use 1 to {host.most_threads()}")
+    threads = host.session_threads(threads)
     folder = bundle_folder(root)
     manifest = read_manifest(folder)
     if model is not None:
@@ -61,7 +60,7 @@ def verify_bundle(
         source = describe(model, revision=revision or pinned, offline=offline, on_step=step, bars=bars)
     else:
         source = None
-    checks = tuple(_checks(Bundle(folder, manifest), source, threads or host.real_cores(), step))
+    checks = tuple(_checks(Bundle(folder, manifest), source, threads, step))
     return Verification(folder, manifest.name, checks)
 
 
@@ -82,7 +81,7 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
     parts = [Part(bundle, graph, threads) for graph in graphs]
     if any(check.ok is False for check in files):
         # What was changed is not run either.
-        names = [part.name for part in parts] + [awq_checks.NAME] * awq_checks.has_awq(bundle)
+        names = [part.name for part in parts] + [awq_checks.NAME] * (bundle.find(awq_checks.ROLE) is not None)
         yield from (not_checked(name, "files of the bundle are not what was written") for name in names)
         return
     torch_says = None
@@ -106,10 +105,10 @@ def _checks(bundle: Bundle, source: Source | None, threads: int, step: Step) -> 
             yield from vision_checks.vision_checks(part, torch_says)
         else:
             yield from decoder_checks.decoder_checks(part)
-    if awq_checks.has_awq(bundle):
+    if bundle.find(awq_checks.ROLE):
         step(f"check {awq_checks.NAME}")
         yield from awq_checks.awq_checks(bundle)
-    if any(artifact.role == SALIENCY_ROLE for artifact in manifest.artifacts):
+    if bundle.find(SALIENCY_ROLE):
         step("check saliency")
         yield _saliency(bundle, threads)
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.core.contracts import EncoderRunner, Floats
-from vlm_edge.pipeline.options import GIVEN, Box, Look
+from vlm_edge.core.layout import Box
+from vlm_edge.pipeline.options import GIVEN, Look
 from vlm_edge.vision.raster import Picture
 from vlm_edge.vision.tiling import Tile
 

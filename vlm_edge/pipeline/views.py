@@ -16,8 +16,9 @@ from vlm_edge.core import host
 from vlm_edge.core.contracts import EncoderRunner, Floats, PromptBuilder, SaliencyRunner, ViewMaker
 from vlm_edge.core.geometry import ImageLayout, Size
 from vlm_edge.core.image_inputs import ImageInputs
+from vlm_edge.core.layout import Box
 from vlm_edge.errors import DamagedBundle
-from vlm_edge.pipeline.options import Box, Look
+from vlm_edge.pipeline.options import Look
 from vlm_edge.pipeline.tile_choice import NOVELTY, choose_cells, choose_tiles
 from vlm_edge.tokens.budget import reduce_image
 from vlm_edge.tokens.positions import TokenSet, row_order

@@ -14,9 +14,9 @@ from vlm_edge.backends.onnx.parity import Limit, Parity, first_divergence, measu
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import BadInput, DamagedBundle, DoesNotFit, MissingDependency
-from vlm_edge.pipeline.calibration import tower_inputs
 from vlm_edge.pipeline.checks import Check, Part, limit_of, not_checked, of_parity, stored_file, without_limit
 from vlm_edge.pipeline.encoders import TENSORRT, open_encoder
+from vlm_edge.pipeline.example_inputs import tower_inputs
 from vlm_edge.pipeline.source import Source, bundle_images, weights_hash
 
 if TYPE_CHECKING:

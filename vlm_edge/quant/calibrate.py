@@ -16,6 +16,10 @@ FORM = 'one object a line: {"image": "page.png", "text": "what is the total?", "
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 DESCRIBE = "Describe this image."
 """Asked about an image of a folder that has no text beside it."""
+HELD_OUT_EVERY = 4
+"""Every so many sequences, one is not calibrated on but judged with."""
+SEARCH_TOKENS = 512
+"""Tokens on which scales are judged, evenly spaced over the calibration set; means and clips use all of them."""
 _MAX_BYTES = 256 << 20
 
 
@@ -44,7 +48,10 @@ def read_samples(path: Path, *, limit: int) -> tuple[Sample, ...]:
     .txt file as text alone, by name.
     Raises BadInput with file and line for what is missing, empty or malformed.
     """
-    samples = _of_folder(path) if path.is_dir() else _of_file(path)
+    try:
+        samples = _of_folder(path) if path.is_dir() else _of_file(path)
+    except OSError as cause:
+        raise BadInput(f"{path} cannot be read: {cause}", remedy="name a JSON Lines file or a folder") from cause
     if not samples:
         raise BadInput(f"{path} holds no calibration samples", remedy=f"write {FORM}")
     return tuple(samples[:limit])
@@ -87,12 +94,9 @@ def _of_file(path: Path) -> list[Sample]:
 
 
 def _text(path: Path, *, empty_is_fine: bool = False) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise BadInput(f"{path} is too large for a calibration file", remedy="a few hundred samples are enough")
-        data = path.read_bytes()
-    except OSError as cause:
-        raise BadInput(f"{path} cannot be read: {cause}", remedy="name a JSON Lines file or a folder") from cause
+    if path.stat().st_size > _MAX_BYTES:
+        raise BadInput(f"{path} is too large for a calibration file", remedy="a few hundred samples are enough")
+    data = path.read_bytes()
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as cause:
@@ -104,9 +108,12 @@ def _text(path: Path, *, empty_is_fine: bool = False) -> str:
 
 
 def digest(samples: Sequence[Sample]) -> str:
-    """SHA-256 of all texts, answers and image files."""
+    """SHA-256 of all texts, answers and image files; raises BadInput for an image that cannot be read."""
     found = hashlib.sha256()
     for sample in samples:
-        image = b"" if sample.image is None else hashlib.sha256(sample.image.read_bytes()).digest()
+        try:
+            image = b"" if sample.image is None else hashlib.sha256(sample.image.read_bytes()).digest()
+        except OSError as cause:
+            raise BadInput(f"{sample.where}: {cause}", remedy="check the image, or leave the line out") from cause
         found.update(json.dumps([sample.text, sample.answer]).encode() + image)
     return found.hexdigest()

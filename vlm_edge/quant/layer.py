@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm_edge.quant.calibrate import SEARCH_TOKENS
 from vlm_edge.quant.folding import STORED, fold
 from vlm_edge.quant.mapping import Architecture, ScalePair, linear_layers
 from vlm_edge.quant.qparams import Quantized, Scheme, quantize, rounded
@@ -23,8 +24,6 @@ from vlm_edge.quant.search import (
     search_scales,
 )
 
-SEARCH_TOKENS = 512
-"""Tokens on which scales are judged, evenly spaced over the calibration set; means and clips use all of them."""
 LEAST_SEQUENCES = 4
 Check = Callable[[], None]
 

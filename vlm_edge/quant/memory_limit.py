@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlm_edge.core import host
+from vlm_edge.core.periodic import every
 from vlm_edge.errors import BadInput
 from vlm_edge.units import format_bytes
 
@@ -25,7 +25,6 @@ class MemoryLimit:
     def __init__(self, limit_bytes: int | None) -> None:
         self.limit_bytes = limit_bytes
         self.peak_bytes = self.kept_bytes = 0
-        self._stop = threading.Event()
 
     def check(self) -> None:
         """Raise BadInput if the limit was passed."""
@@ -37,10 +36,6 @@ class MemoryLimit:
         self.peak_bytes = max(self.peak_bytes, host.rss_bytes())
         self.kept_bytes = max(self.kept_bytes, host.kept_bytes())
 
-    def _watch(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
-            self._look()
-
     def _refusal(self, what: str) -> BadInput:
         limit = "" if self.limit_bytes is None else f"; --max-memory is {format_bytes(self.limit_bytes)}"
         return BadInput(
@@ -51,18 +46,13 @@ class MemoryLimit:
     @contextmanager
     def enforced(self) -> Iterator[None]:
         """Watch in the background, and have the system refuse data pages beyond the limit, for the time of the block."""
-        watchdog = threading.Thread(target=self._watch, name="memory watchdog", daemon=True)
-        watchdog.start()
         try:
-            with _data_limit(self.limit_bytes):
+            with every(INTERVAL_S, self._look, name="memory watchdog"), _data_limit(self.limit_bytes):
                 yield
         except (MemoryError, RuntimeError) as cause:
             if isinstance(cause, MemoryError) or any(text in str(cause).lower() for text in _OUT_OF_MEMORY):
                 raise self._refusal("an allocation failed") from cause
             raise
-        finally:
-            self._stop.set()
-            watchdog.join()
 
 
 @contextmanager

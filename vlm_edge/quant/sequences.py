@@ -12,7 +12,6 @@ import torch
 from vlm_edge.errors import BadInput
 
 _BYTES = 4
-_AGAIN = "start again with an empty OUT"
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,10 @@ class HiddenStates:
         self._fresh: dict[int, torch.Tensor] = {}
 
     @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder}, and run it again"
+
+    @property
     def bytes(self) -> int:
         """Of one file."""
         return self._offsets[-1]
@@ -66,7 +69,7 @@ class HiddenStates:
         """Read what layer `index` reads from now on; raises BadInput when its file is not whole."""
         path = self.path(index)
         if not path.is_file() or path.stat().st_size != self.bytes:
-            raise BadInput(f"{path} is damaged: it cannot be continued", remedy=_AGAIN)
+            raise BadInput(f"{path} is damaged: it cannot be continued", remedy=self._remedy)
         self._index, self._kept = index, {}
         if self.resident:
             self._kept = {i: self._read(i) for i in range(len(self.lengths))}
@@ -121,6 +124,6 @@ class HiddenStates:
             while done < len(view):
                 count = stream.readinto(view[done:])
                 if not count:
-                    raise BadInput(f"{path} ended early", remedy=_AGAIN)
+                    raise BadInput(f"{path} ended early", remedy=self._remedy)
                 done += count
         return states

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.quant.layer import SEARCH_TOKENS, LayerResult, Observer, quantize_awq, quantize_plain, run_plain
+from vlm_edge.quant.calibrate import SEARCH_TOKENS
+from vlm_edge.quant.layer import LayerResult, Observer, quantize_awq, quantize_plain, run_plain
 from vlm_edge.quant.mapping import Architecture, linear_layers, resolve
 from vlm_edge.quant.memory_limit import MemoryLimit, release
 from vlm_edge.quant.packing import PER_WORD, from_gemm, to_gemm

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlm_edge.vision.resize import Floats, Rgb
+    from vlm_edge.core.contracts import Floats
+    from vlm_edge.vision.resize import Rgb
 
 Colour = tuple[int, int, int]
 FILTERS = frozenset({1, 2, 3, 4, 5})

@@ -16,7 +16,6 @@ from vlm_edge.vision.raster import Picture, crops, shrunk, shrunk_square, size_o
 from vlm_edge.vision.taps import FILTERS, PRECISION_BITS, Taps, make_taps
 
 Rgb = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 WHOLE_PX = 1 << 24
 """Up to here a resized image is made whole even if only a part of it is wanted: Pillow is faster than NumPy."""
 
@@ -110,12 +109,6 @@ def source_box(part: Box, content: Box, image_px: Size) -> Box:
         ends = [min(max(part[axis + i] - begin, 0), length) * image_px[axis] for i in (0, 2)]
         spans.append((ends[0] // length, -(-ends[1] // length)))
     return spans[0][0], spans[1][0], max(spans[0]), max(spans[1])
-
-
-def tile_boxes(canvas_px: Size, tile_px: int) -> tuple[Box, ...]:
-    """Boxes of the square tiles of a canvas, row by row."""
-    columns, rows = range(0, canvas_px[0], tile_px), range(0, canvas_px[1], tile_px)
-    return tuple((x, y, x + tile_px, y + tile_px) for y in rows for x in columns)
 
 
 def cell_boxes(layout: ImageLayout, tile_px: int) -> tuple[Box, ...]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Box = tuple[int, int, int, int]
+from vlm_edge.core.layout import Box
+
 CUT_WEIGHT = 30.0
 LEAST_CUT_WEIGHT = 0.1
 CENTER_BONUS = 0.002

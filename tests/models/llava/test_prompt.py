@@ -13,7 +13,7 @@ from vlm_edge.core.bundle import open_bundle
 from vlm_edge.core.resources import resource_dir
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.models.llava.prompt import LlavaPrompt
-from vlm_edge.pipeline.run import NANO
+from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.vision.preprocess import global_view
 
 PAGE = resource_dir("calibration") / "pages/receipt.png"

@@ -64,7 +64,7 @@ def test_counts_are_what_the_features_depend_on(tied: str):
 def test_the_nominal_view():
     spec = spec_from_config(QWEN2_VL_7B)
     assert (spec.vision.image_px, spec.vision.patches, spec.geometry.grid) == (448, 1024, (16, 16))
-    assert (spec.vision.class_token, spec.vision.temporal_patch) == (False, 2)
+    assert (spec.vision.prefix_tokens, spec.vision.temporal_patch) == (0, 2)
 
 
 @pytest.mark.parametrize(

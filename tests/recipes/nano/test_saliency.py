@@ -20,7 +20,7 @@ SMALL = Style(max_side_px=520)
 
 
 def line(box: tuple[float, float, float, float]) -> Line:
-    return Line("total", "1", box, box[0], (box[0],), box[1], "none", 12)
+    return Line("total", "1", box, (box[0],), box[1], "none", 12)
 
 
 def page_of(*boxes: tuple[float, float, float, float]) -> Page:

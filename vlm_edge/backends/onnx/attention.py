@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vlm_edge.backends.onnx.unexpected_graph import unexpected_graph
 from vlm_edge.core.specs import TextSpec
-from vlm_edge.errors import CheckFailed
 
 _OPERATOR = "GroupQueryAttention"
 _LAYER = re.compile(r"/layers\.(\d+)/")
@@ -22,10 +22,7 @@ def set_attention(model: Any, text: TextSpec) -> None:
     """
     nodes = {_layer(node): node for node in model.graph.node if node.op_type == _OPERATOR}
     if sorted(nodes) != list(range(text.layers)):
-        raise CheckFailed(
-            f"the decoder's graph has {_OPERATOR} in {len(nodes)} of {text.layers} layers",
-            remedy="use the onnxruntime-genai version that vlm-edge[build] asks for",
-        )
+        raise unexpected_graph(f"the decoder's graph has {_OPERATOR} in {len(nodes)} of {text.layers} layers")
     for layer, node in nodes.items():
         windowed = layer in text.sliding_layers and not text.bidirectional_prefix
         _set(node, "local_window_size", text.sliding_window if windowed else _NO_WINDOW)

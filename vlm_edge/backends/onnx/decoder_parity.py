@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.parity import Limit, Parity, measure
 from vlm_edge.core.bundle import atomic_write
-from vlm_edge.core.contracts import LlmEngine
+from vlm_edge.core.contracts import Floats, LlmEngine, Positions
 from vlm_edge.errors import DamagedBundle
 
 LAYER_VALUES = 256
@@ -21,7 +21,6 @@ LAYER_VALUES = 256
 COMPONENT = "llm"
 COLUMNS = 8192
 """Logits that are kept of a row, at equal distances: a bundle is not to carry megabytes of them."""
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class DecoderReferences:
     prompt: int
     columns: NDArray[np.int64]
     logits: Floats
-    positions: NDArray[np.int64] | None = None
+    positions: Positions | None = None
     layers: Floats | None = None
 
     @property
@@ -52,7 +51,7 @@ def keep(
     embeds: Floats,
     prompt: int,
     logits: Floats,
-    positions: NDArray[np.int64] | None = None,
+    positions: Positions | None = None,
     layers: Sequence[Floats] = (),
 ) -> DecoderReferences:
     """References out of all logits [N, L - prompt + 1, V]; embeds, and layers if there are any, as in DecoderReferences."""
@@ -85,7 +84,7 @@ def compare(engine: LlmEngine, references: DecoderReferences, dtype: str, *, lim
     return measure(COMPONENT, dtype, measured, expected, limit=limit)
 
 
-def decode_rows(engine: LlmEngine, embeds: Floats, prompt: int, positions: NDArray[np.int64] | None) -> list[Floats]:
+def decode_rows(engine: LlmEngine, embeds: Floats, prompt: int, positions: Positions | None) -> list[Floats]:
     """Logits [V] after the first `prompt` rows of one sequence [L, D], and after each that follows; a held sequence is lost."""
     engine.rewind(0)
     parts = [slice(0, prompt), *(slice(row, row + 1) for row in range(prompt, len(embeds)))]

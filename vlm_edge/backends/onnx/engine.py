@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.session import Graph, import_runtime, open_session
-from vlm_edge.core.contracts import Floats
+from vlm_edge.core.contracts import Floats, Positions
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.memory.plan import PREFILL_CHUNK
 
-Positions = NDArray[np.int64]
 _FLOATS: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _CACHES: dict[str, type[np.generic]] = {**_FLOATS, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
 _PACKED = "tensor(uint8)"

@@ -21,6 +21,7 @@ from vlm_edge.backends.onnx.decoder import DATA, GRAPH
 from vlm_edge.backends.onnx.external_data import ExternalData
 from vlm_edge.backends.onnx.layered import numbered, repeat_layers
 from vlm_edge.backends.onnx.offset_norms import OFFSET_NORMS
+from vlm_edge.backends.onnx.unexpected_graph import unexpected_graph
 from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import CheckFailed
@@ -30,7 +31,6 @@ from vlm_edge.quant.qparams import Quantized, Scheme, quantize
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-HEADS = ("fp16", "int8", "int4")
 EXACT, INT8_ACTIVATIONS = 1, 4
 """MatMulNBits' accuracy_level: multiply floats, or round each block of activations to int8 first, which is much quicker."""
 _WEIGHT = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+)\.MatMul\.weight")
@@ -42,7 +42,6 @@ _GATE_UP = ("gate_proj", "up_proj")
 _HEAD = "lm_head.MatMul"
 _ZERO_POINTS_AT = 3
 """The input of MatMulNBits that may be left out."""
-_ANOTHER_BUILDER = "use the onnxruntime-genai version that vlm-edge[build] asks for"
 Floats = NDArray[np.floating[Any]]
 
 
@@ -64,7 +63,7 @@ class DecoderWeights(Protocol):
 
 @dataclass(frozen=True)
 class Int4Settings:
-    """scheme: of the head's rounding; block size too.  head: one of HEADS.  accuracy_level: EXACT or INT8_ACTIVATIONS."""
+    """scheme: of the head's rounding; block size too.  head: one of recipe.LM_HEADS.  accuracy_level: EXACT or INT8_ACTIVATIONS."""
 
     scheme: Scheme
     head: str = "fp16"
@@ -231,13 +230,13 @@ def _sources(name: str) -> tuple[str, ...]:
     """The layer's parameters that an initializer of the builder holds, one after the other."""
     found = _OTHER.fullmatch(name)
     if found is None:
-        raise CheckFailed(f"the decoder's graph reads {name}, which is no part of a layer", remedy=_ANOTHER_BUILDER)
+        raise unexpected_graph(f"the decoder's graph reads {name}, which is no part of a layer")
     leaf = "bias" if found[4] == "Add.bias" else "weight"
     return tuple(f"{_MODULES[found[2]]}{part}.{leaf}" for part in _PACKED.get(found[3], (found[3],)))
 
 
 def _unlike(index: int, what: str) -> CheckFailed:
-    return CheckFailed(f"layer {index} of the decoder has {what}", remedy=_ANOTHER_BUILDER)
+    return unexpected_graph(f"layer {index} of the decoder has {what}")
 
 
 def _write_blocks(data: ExternalData, name: str, blocks: Blocks, dtype: Any) -> None:
@@ -267,7 +266,7 @@ def _write_head(
     else:
         _packed_head(data, product, text, rows, settings, dtype)
     if not data.whole():
-        raise CheckFailed(f"the lm_head has fewer rows than the vocabulary's {text.vocab}", remedy=_ANOTHER_BUILDER)
+        raise unexpected_graph(f"the lm_head has fewer rows than the vocabulary's {text.vocab}")
 
 
 def _packed_head(
@@ -300,7 +299,7 @@ def _packed_head(
     if not scheme.symmetric:
         data.add(f"{_HEAD}.qzeros", torch.cat(zeros).numpy())
     if not complete:
-        raise CheckFailed(f"the lm_head has fewer rows than the vocabulary's {text.vocab}", remedy=_ANOTHER_BUILDER)
+        raise unexpected_graph(f"the lm_head has fewer rows than the vocabulary's {text.vocab}")
 
 
 def head_scheme(settings: Int4Settings) -> Scheme:
@@ -327,7 +326,7 @@ def _float_head(model: ModelProto, product: NodeProto) -> None:
     nodes = list(model.graph.node)
     axis = next(node for node in nodes if product.input[0] in node.output)
     if axis.op_type != "Unsqueeze":
-        raise CheckFailed(f"the lm_head reads {axis.name}, no Unsqueeze", remedy=_ANOTHER_BUILDER)
+        raise unexpected_graph(f"the lm_head reads {axis.name}, no Unsqueeze")
     flat = "/lm_head/Gemm/output_0"
     made = [
         helper.make_node("Gemm", [axis.input[0], f"{_HEAD}.weight"], [flat], name="/lm_head/MatMul", transB=1),
@@ -345,6 +344,6 @@ def _check_complete(model: ModelProto) -> None:
     made = {name for node in model.graph.node for name in node.output}
     read = {name for node in model.graph.node for name in node.input if name}
     if missing := read - known - made:
-        raise CheckFailed(f"nothing was written for {min(missing)}", remedy=_ANOTHER_BUILDER)
+        raise unexpected_graph(f"nothing was written for {min(missing)}")
     if astray := {name for name in stored - read if numbered(name)}:
-        raise CheckFailed(f"{min(astray)} was written and is not read", remedy=_ANOTHER_BUILDER)
+        raise unexpected_graph(f"{min(astray)} was written and is not read")

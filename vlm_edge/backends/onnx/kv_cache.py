@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.core.bundle import atomic_write
+from vlm_edge.core.contracts import Floats
 from vlm_edge.core.specs import TextSpec
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _SCALES_AT = 12
 """Where the operator's inputs name the keys' scales; the values' follow."""
 _LEAST = 1e-8
 """A channel that was never anything but 0 has a scale, too."""
-Floats = NDArray[np.float32]
 
 
 class Ranges:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
-from vlm_edge.errors import CheckFailed
+from vlm_edge.backends.onnx.unexpected_graph import unexpected_graph
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
@@ -106,13 +106,9 @@ def _check_order(model: ModelProto) -> None:
     for node in model.graph.node:
         for name in node.input:
             if name not in known and ("/" in name or not numbered(name)):
-                raise CheckFailed(
-                    f"the decoder's graph cannot be repeated: {node.name} reads {name}, which nothing made before it",
-                    remedy="use the onnxruntime-genai version that vlm-edge[build] asks for",
+                raise unexpected_graph(
+                    f"the decoder's graph cannot be repeated: {node.name} reads {name}, which nothing made before it"
                 )
         known.update(node.output)
     if missing := [value.name for value in model.graph.output if value.name not in known]:
-        raise CheckFailed(
-            f"the decoder's graph cannot be repeated: nothing makes {missing[0]}",
-            remedy="use the onnxruntime-genai version that vlm-edge[build] asks for",
-        )
+        raise unexpected_graph(f"the decoder's graph cannot be repeated: nothing makes {missing[0]}")

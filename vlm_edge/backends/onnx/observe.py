@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_edge.core.contracts import Floats
+
 Arrays = Mapping[str, NDArray[Any]]
-Floats = NDArray[np.float32]
 SAMPLED_VALUES = 4096
 MASKED = 1e30
 """Magnitudes from here on stand for minus infinity in a mask; they are no activations."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_edge.backends.onnx.unexpected_graph import unexpected_graph
 from vlm_edge.core.checkpoint import SINGLE
 from vlm_edge.core.shards import TensorRef, read_header, read_tensor
 from vlm_edge.core.specs import TextSpec
-from vlm_edge.errors import CheckFailed
 
 OFFSET_NORMS = frozenset({"gemma", "gemma2"})
 """Architectures whose norms are stored without the 1."""
@@ -32,10 +32,7 @@ def restore_norms(model: Any, folder: Path, text_dir: Path, text: TextSpec) -> N
     found = {tensor.name: tensor for tensor in model.graph.initializer if _NORM.fullmatch(tensor.name)}
     wanted = sum(name.endswith("norm.weight") for name in stored)
     if len(found) != wanted:
-        raise CheckFailed(
-            f"the decoder's graph has {len(found)} norms, its checkpoint {wanted}",
-            remedy="use the onnxruntime-genai version that vlm-edge[build] asks for",
-        )
+        raise unexpected_graph(f"the decoder's graph has {len(found)} norms, its checkpoint {wanted}")
     for name, tensor in found.items():
         exact = np.float32(1) + _float32(stored[_stored_name(name, text)])
         _overwrite(tensor, folder, exact)
@@ -58,10 +55,7 @@ def _overwrite(tensor: Any, folder: Path, values: NDArray[np.float32]) -> None:
     where = {entry.key: entry.value for entry in tensor.external_data}
     data = values.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).tobytes()
     if len(data) != int(where["length"]):
-        raise CheckFailed(
-            f"{tensor.name} has {where['length']} bytes in the graph, {len(data)} in the checkpoint",
-            remedy="use the onnxruntime-genai version that vlm-edge[build] asks for",
-        )
+        raise unexpected_graph(f"{tensor.name} has {where['length']} bytes in the graph, {len(data)} in the checkpoint")
     with (folder / where["location"]).open("r+b") as stream:
         stream.seek(int(where.get("offset", 0)))
         stream.write(data)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from vlm_edge.backends.onnx.observe import LayerSample
 from vlm_edge.backends.onnx.session import LOG_FATAL_ONLY, PROVIDERS, import_runtime
 from vlm_edge.core.bundle import ParityResult
+from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import CheckFailed
 
 Arrays = Mapping[str, NDArray[Any]]
-Floats = NDArray[np.float32]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 

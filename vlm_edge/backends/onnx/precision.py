@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.graph_passes import (
     add_initializer,
@@ -19,8 +18,8 @@ from vlm_edge.backends.onnx.graph_passes import (
     replace_node,
 )  # fmt: skip
 from vlm_edge.backends.onnx.runner import UNSIGNED
+from vlm_edge.core.contracts import Floats
 
-Floats = NDArray[np.float32]
 FP16_MAX = 65_504.0
 GUARD_FRACTION = 0.25
 """A layer keeps fp32 when calibration shows values above this part of fp16's range; other images may show larger ones."""

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.onnx.parity import Limit, Parity, measure
 from vlm_edge.core.bundle import atomic_write
+from vlm_edge.core.contracts import Floats
 from vlm_edge.errors import BadInput, DamagedBundle
 
 ROWS = 4
 _AGAIN = "export the model again"
 Arrays = Mapping[str, NDArray[Any]]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

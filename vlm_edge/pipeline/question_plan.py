@@ -25,6 +25,7 @@ from vlm_edge.vision import bands, saliency, sources
 from vlm_edge.vision.raster import FileRaster, Picture
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | PilImage | np.ndarray[Any, Any]
+NO_LIMIT = 1 << 62
 REDUCED_DECODE_FACTOR = 4
 PARTS_FROM_PX = 1 << 24
 """Images of more pixels are read by parts where their format allows it. A smaller one takes 144 MiB, and is decoded but once."""
@@ -78,8 +79,8 @@ def plan(
     look = Look.of(options, defaults, limits.max_tiles, family)
     sizes = bundle.bytes_by_role(device, decoder=decoder_target(device))
     if budget_bytes is None:
-        free = host.available_bytes()
-        budget_bytes = 1 << 62 if free is None else free - host.CPU_RESERVE_BYTES
+        free = host.usable_bytes()
+        budget_bytes = NO_LIMIT if free is None else free
     decode = tuple(_decode_bytes(bundle, header, look) for header in images)
     layouts = None if family.free_tiles else image_layouts(bundle, images, look)
     load = Load(

@@ -25,7 +25,7 @@ NOISE_PX = ((448, 448), (320, 500), (610, 240))
 """(height, width): square, upright, wide."""
 
 
-def calibration_images() -> list[Rgb]:
+def example_images() -> list[Rgb]:
     """The shipped pages, none longer than LONGEST_PX, and noise: IMAGES images, uint8 [H, W, 3], the same on every call."""
     folder = resource_dir("calibration") / "pages"
     paths = sorted(folder.glob("*.png"))
@@ -45,13 +45,13 @@ def _shrunk(pixels: Rgb) -> Rgb:
 
 
 def tower_inputs(family_images: Any, settings: Any, names: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
-    """The encoder's arrays for every calibration image, at most MAX_VIEWS views each; the first two images share a call.
+    """The encoder's arrays for every example image, at most MAX_VIEWS views each; the first two images share a call.
 
     family_images: a family's images.py.  settings: what its settings_from gave.  names: the arrays that the encoder reads.
     A shared call shows the exporter that the number of views, or of images in a row of patches, may vary.
     """
     prepare: Callable[[Rgb, Any], ImageInputs] = family_images.prepare
-    prepared = [prepare(image, settings) for image in calibration_images()]
+    prepared = [prepare(image, settings) for image in example_images()]
     pack = getattr(family_images, "pack", None)
     if pack is not None:
         return [_chosen(pack(group, settings), names) for group in (prepared[:2], *([one] for one in prepared[2:]))]
