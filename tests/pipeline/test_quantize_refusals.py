@@ -93,6 +93,7 @@ def test_widths_that_do_not_divide_are_named(
         ({"seqlen": 200}, "--seqlen 200 is longer than the model's context of 128", "use 128 or less"),
         ({"max_memory_bytes": 1 << 20}, r"--max-memory 1\.0 MiB is too small", "--max-memory "),
         ({"samples": 1}, "--samples 1 is too small", "use 2 or more"),
+        ({"search_tokens": 0}, "--search-tokens 0 is too small", "use 1 or more"),
         ({"bits": 5}, "--bits 5 is not supported", "4, 3, 2"),
         ({"group_size": 48}, "--group-size 48 is not supported", "128, 64, 32"),
         ({"method": "gptq"}, "--method gptq is not supported", "awq, rtn"),

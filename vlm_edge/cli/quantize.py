@@ -42,6 +42,9 @@ LmHead = Annotated[
     str,
     typer.Option(help="Of the ONNX decoder: fp16, int8 or int4. On a CPU fp16 is held as fp32: int8 is much quicker."),
 ]
+SearchTokens = Annotated[
+    int, typer.Option(help="Calibration tokens on which scales are judged; more take longer and wander less.")
+]
 KvCache = Annotated[
     str, typer.Option(help="Of the ONNX decoder: int8 or int4 with scales found by calibration; auto: its float type.")
 ]
@@ -57,6 +60,7 @@ def quantize(
     calib: Calib = None,
     samples: Samples = 32,
     seqlen: Seqlen = None,
+    search_tokens: SearchTokens = 512,
     max_memory: MaxMemory = None,
     method: Method = "awq",
     lm_head: LmHead = "fp16",
@@ -80,7 +84,8 @@ def quantize(
     options = QuantizeOptions(
         target=target, bits=bits, group_size=group_size, symmetric=symmetric, calib=calib, samples=samples,
         seqlen=seqlen, max_memory_bytes=parse_bytes(max_memory) if max_memory else None, method=method, lm_head=lm_head,
-        kv_cache_dtype=kv_cache_dtype, revision=revision, offline=offline, bars=not render.VERBOSITY.quiet,
+        kv_cache_dtype=kv_cache_dtype, search_tokens=search_tokens,
+        revision=revision, offline=offline, bars=not render.VERBOSITY.quiet,
     )  # fmt: skip
     with render.layers("quantize") as on_layer:
         done = quantize_model(

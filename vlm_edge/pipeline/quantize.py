@@ -174,7 +174,10 @@ def check_options(options: QuantizeOptions) -> None:
             raise BadInput(
                 f"{flag} {value} concerns the ONNX decoder, and --target none writes none", remedy=f"leave {flag} out"
             )
-    for flag, number, least in (("--samples", options.samples, 2), ("--seqlen", options.seqlen or SEQLEN, 8)):
+    for flag, number, least in (
+        ("--samples", options.samples, 2), ("--seqlen", options.seqlen or SEQLEN, 8),
+        ("--search-tokens", options.search_tokens, 1),
+    ):  # fmt: skip
         if number < least:
             raise BadInput(f"{flag} {number} is too small", remedy=f"use {least} or more")
 

@@ -117,7 +117,7 @@ class Run:
             group_size=self.scheme.group_size,
             longest=max(lengths),
             states=(sum(lengths) + 2 * held * max(lengths)) * config.hidden_size,
-            search_tokens=self.options.search_tokens,
+            search_tokens=min(sum(lengths), self.options.search_tokens),
             head_scores=3 * config.num_attention_heads if eager else 0,
             tower=tower,
             tower_tokens=spec.geometry.tokens_per_view if spec and with_image else 0,
