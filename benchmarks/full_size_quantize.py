@@ -1,18 +1,18 @@
 """Peak memory and time of `vlm-edge quantize` through to the int4 ONNX decoder, on checkpoints of real sizes.
 
 python -m benchmarks.shapes make llava-1.1b /tmp/llava-1.1b
-python -m benchmarks.full_size_quantize /tmp/llava-1.1b -- --samples 32 --seqlen 512
+python -m benchmarks.full_size_quantize /tmp/llava-1.1b -- --samples 32 --seqlen 640
 python -m benchmarks.full_size_quantize /tmp/llava-1.5-7b -- --method rtn --max-memory 4GiB
 
 What follows -- goes to `vlm-edge quantize`. Each run is a process of its own. `peak` is its resident set, interpreter, libraries
 and mapped files included; `kept` is without the pages of mapped files, which is what --max-memory limits; the builder that draws
-the graph is a second process, which ends before the weights are packed. --keep FOLDER leaves what was written in FOLDER/NAME.
+the graph is a second process, which ends before the weights are packed. --keep FOLDER writes into FOLDER/NAME and leaves it there; a
+run that was stopped then goes on, and its peak and time are those of the last part.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -29,10 +29,8 @@ def main(checkpoints: list[Path], options: list[str], target: str, keep: Path | 
     for root in checkpoints:
         stored = sum(file.stat().st_size for file in root.glob("*.safetensors"))
         with tempfile.TemporaryDirectory(dir=root.parent) as folder:
-            out = str(Path(folder) / "out")
-            peak, seconds, report = measured("quantize", str(root), out, "--target", target, *options)
-            if keep is not None:
-                shutil.move(out, keep / root.name)
+            out = Path(folder) / "out" if keep is None else keep / root.name
+            peak, seconds, report = measured("quantize", str(root), str(out), "--target", target, *options)
         graph, memory = report["onnx"], report["memory"]
         found = graph["as_run"] or graph["exact"]
         decoder = sum(file["bytes"] for file in report["artifacts"] if file["role"].startswith("llm.graph"))
