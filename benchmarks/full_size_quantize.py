@@ -6,8 +6,8 @@ python -m benchmarks.full_size_quantize /tmp/llava-1.5-7b -- --method rtn --max-
 
 What follows -- goes to `vlm-edge quantize`. Each run is a process of its own. `peak` is its resident set, interpreter, libraries
 and mapped files included; `kept` is without the pages of mapped files, which is what --max-memory limits; the builder that draws
-the graph is a second process, which ends before the weights are packed. --keep FOLDER writes into FOLDER/NAME and leaves it there; a
-run that was stopped then goes on, and its peak and time are those of the last part.
+the graph is a second process, which ends before the weights are packed. --keep FOLDER writes into FOLDER/NAME and leaves it
+there; a run that was stopped then goes on, and its peak and time are those of the last part.
 """
 
 from __future__ import annotations
