@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from PIL import Image
 
 from benchmarks.decoder_speed import CHECKED_PROMPT, NEW_TOKENS, PROMPTS, convert
 from benchmarks.encoder_speed import quietly
-from benchmarks.engines import ROOT, Engine
+from benchmarks.engines import Engine
 from benchmarks.peers.chain import Asked
 from benchmarks.peers.decoding import CONTEXT, Facts, Timing
 from benchmarks.peers.report import LLAMA, OPENVINO, OURS, OURS_FP32, TORCH, Found, draw, figures, markdown
@@ -51,7 +51,7 @@ NOTES = (
     "transformers at {dtype}",
     "share of bandwidth: what a token reads, weights and KV cache, against what threads reach that only read",
     "TTFT: from an image file and a question, warm; peak: resident memory of the process that did so, mapped files included",
-    "llama.cpp answers no question about an image here: llama-cpp-python is built without mtmd (setup.sh), so its peak is its decoder's",
+    "llama.cpp answers no question about an image here: it is built without mtmd (setup.sh), so its peak is its decoder's",
     "OpenVINO's vision, prefill and decode go through its Runtime on the files that GenAI reads; a question through VLMPipeline",
     "this project's context is {context} positions, as llama.cpp's; the other engines' caches grow",
 )
@@ -250,11 +250,13 @@ def _bandwidth(threads: int) -> float:
 
 def _about(arguments: argparse.Namespace) -> str:
     options = f"--threads {arguments.threads} --repeats {arguments.repeats}{' --fp32' if arguments.fp32 else ''}"
+    command = (
+        f"python -m benchmarks.peers.compare CHECKPOINT BUNDLE --openvino PYTHON --llama PYTHON --out OUT {options}"
+    )
     return (
-        f"{(__doc__ or '').partition(chr(10))[0]}\n\n`python -m benchmarks.peers.compare CHECKPOINT BUNDLE --openvino PYTHON --llama "
-        f"PYTHON --out OUT {options}`, {arguments.checkpoint.name}, {datetime.date.today()}, {cpu_name()}, Python "
-        f"{platform.python_version()}. Medians of {arguments.repeats}, {NEW_TOKENS} tokens decoded, {arguments.threads} threads, an image "
-        f"of {IMAGE_PX[0]} x {IMAGE_PX[1]} px."
+        f"{(__doc__ or '').partition(chr(10))[0]}\n\n`{command}`\n\n{arguments.checkpoint.name}, {datetime.date.today()}, "
+        f"{cpu_name()}, {arguments.threads} threads, Python {platform.python_version()}. Medians of {arguments.repeats}, "
+        f"{NEW_TOKENS} tokens decoded, an image of {IMAGE_PX[0]} x {IMAGE_PX[1]} px."
     )
 
 

@@ -1,7 +1,7 @@
 """A LLaVA in OpenVINO GenAI: python -m benchmarks.peers.openvino.vlm FOLDER THREADS [f32]
 
-FOLDER: as `optimum-cli export openvino` leaves it. A question about an image goes through GenAI's VLMPipeline; tower and decoder are
-timed apart through OpenVINO's Runtime on the same files. OpenVINO's defaults for a CPU are kept, unless products are to be f32.
+FOLDER: as `optimum-cli export openvino` leaves it. A question about an image goes through GenAI's VLMPipeline; tower and decoder
+are timed apart through OpenVINO's Runtime on the same files. OpenVINO's defaults for a CPU are kept, unless products are to be f32.
 """
 
 from __future__ import annotations
