@@ -1,7 +1,7 @@
 """How every engine of peers/compare.py is asked: this file runs in each one's own environment and needs NumPy alone.
 
 A worker prints `ready` and answers each line, a JSON object with an `order`, with a line of JSON. It holds the whole chain (an
-image and a question) or its parts (vision tower and decoder), never both: peak memory is that of the chain as long as nothing else was
+image and a question) or its parts (vision tower and decoder), never both: peak memory is the chain's as long as nothing else was
 ordered. What is not there is loaded when it is first asked for, and what an order does for the first time warms it up.
 """
 
