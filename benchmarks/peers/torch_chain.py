@@ -89,7 +89,7 @@ class TorchDecoder:
     def forward(self, ids: Sequence[int]) -> np.ndarray:
         with torch.inference_mode():
             out = self._model(
-                input_ids=torch.tensor([ids]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+                input_ids=torch.tensor([ids]), cache=self._cache, use_cache=True, logits_to_keep=1
             )
         return out.logits[0, -1].float().numpy()
 
