@@ -56,9 +56,9 @@ class Chain(Protocol):
         """The tower and a decoder, in place of what `ask` holds."""
 
 
-def prompt(image_token: str) -> str:
-    """What every engine reads: the chat template of benchmarks/shapes.py, filled in."""
-    return f"USER: {image_token}\n{QUESTION} ASSISTANT:"
+def prompt(image: str) -> str:
+    """What every engine reads: the chat template of benchmarks/shapes.py, filled in. image: what becomes placeholder and newline."""
+    return f"USER: {image}{QUESTION} ASSISTANT:"
 
 
 def step_times(started: float, ends: list[float], prompt_tokens: int) -> Asked:

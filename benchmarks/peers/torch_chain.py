@@ -45,7 +45,7 @@ class TorchChain:
         started = time.perf_counter()
         pixels = self._processor(images=Image.open(image).convert("RGB"), return_tensors="pt")["pixel_values"]
         place = self._model.config.image_token_id
-        ids = self._tokenizer.encode(prompt("<image>")).ids
+        ids = self._tokenizer.encode(prompt("<image>\n")).ids
         at = ids.index(place)
         whole = torch.tensor([[*ids[:at], *[place] * self._image_tokens, *ids[at + 1 :]]])
         with torch.inference_mode():
@@ -88,9 +88,7 @@ class TorchDecoder:
 
     def forward(self, ids: Sequence[int]) -> np.ndarray:
         with torch.inference_mode():
-            out = self._model(
-                input_ids=torch.tensor([ids]), cache=self._cache, use_cache=True, logits_to_keep=1
-            )
+            out = self._model(input_ids=torch.tensor([ids]), cache=self._cache, use_cache=True, logits_to_keep=1)
         return out.logits[0, -1].float().numpy()
 
 

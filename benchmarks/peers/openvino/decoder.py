@@ -16,6 +16,8 @@ import openvino
 from benchmarks.peers.decoding import Facts, serve
 
 MODEL = "decoder.xml"
+GROUPED = 3
+"""Axes of weights that are kept in groups: outputs, groups, values of a group."""
 ROW_BYTES = 8
 """Scale and zero point of a cached row of one head, kept beside values of 8 bits."""
 
@@ -53,9 +55,10 @@ def facts(model: openvino.Model, compiled: openvino.CompiledModel) -> Facts:
     constants = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
     embedding = [node for node in constants if "embed_tokens" in node.get_friendly_name()]
     head = [node for node in constants if "lm_head" in node.get_friendly_name()]
-    layers = [node for node in constants if ".layers." in node.get_friendly_name() and len(node.shape) == 3]
+    layers = [node for node in constants if ".layers." in node.get_friendly_name() and len(node.shape) > 1]
     if not head or not layers:
         raise SystemExit("the graph's constants have no names that tell layers from lm_head")
+    shape = _widest_node(layers).shape
     cache = compiled.get_property("KV_CACHE_PRECISION")
     states = [state.get_partial_shape() for state in _states(model)]
     rows = sum(shape[1].get_length() for shape in states)
@@ -64,7 +67,7 @@ def facts(model: openvino.Model, compiled: openvino.CompiledModel) -> Facts:
     products = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return Facts(
         version=f"openvino {openvino.__version__.split('-')[0]}",
-        weights=f"{_widest(layers)}, groups of {_widest_node(layers).shape[2]}, zero points",
+        weights=_widest(layers) + (f", groups of {shape[2]}, zero points" if len(shape) == GROUPED else ""),
         head=_widest(head),
         cache=cache.get_type_name(),
         activations=f"{products}, int8 groups of {group} where the CPU allows" if group else products,

@@ -22,7 +22,7 @@ from benchmarks.peers.openvino.decoder import OpenVino, facts
 
 DECODER, TABLE, TOWER = (f"openvino_{part}_model.xml" for part in ("language", "text_embeddings", "vision_embeddings"))
 IMAGE = "<ov_genai_image_0>"
-"""GenAI's universal tag for the first image."""
+"""GenAI's tag for the first image, behind which it puts a newline itself."""
 
 
 class GenAi:
