@@ -57,7 +57,7 @@ class Chain(Protocol):
 
 
 def prompt(image: str) -> str:
-    """What every engine reads: the chat template of benchmarks/shapes.py, filled in. image: what becomes placeholder and newline."""
+    """What every engine reads, the template of benchmarks/shapes.py filled in. image: what becomes a placeholder and a newline."""
     return f"USER: {image}{QUESTION} ASSISTANT:"
 
 
