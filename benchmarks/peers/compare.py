@@ -37,6 +37,7 @@ from benchmarks.encoder_speed import quietly
 from benchmarks.engines import Engine
 from benchmarks.peers.chain import Asked
 from benchmarks.peers.decoding import CONTEXT, Facts, Timing
+from benchmarks.peers.openvino.renamed import write_renamed
 from benchmarks.peers.report import LLAMA, OPENVINO, OURS, OURS_FP32, TORCH, Found, draw, figures, markdown
 from vlm_edge.core import host
 from vlm_edge.pipeline.machine import cpu_name
@@ -158,12 +159,16 @@ def _export_openvino(arguments: argparse.Namespace, model: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     weights = ["fp32"] if arguments.fp32 else ["int4", "--group-size", "128", "--ratio", "1.0"]
     tool = arguments.openvino.parent / "optimum-cli"
-    source = ["-m", str(arguments.checkpoint), "--task", "image-text-to-text"]
+    older = model.with_suffix(".checkpoint")
+    shutil.rmtree(older, ignore_errors=True)
+    write_renamed(arguments.checkpoint, older)
+    source = ["-m", str(older), "--task", "image-text-to-text"]
     subprocess.run(
         [str(tool), "export", "openvino", *source, "--weight-format", *weights, str(partial)],
         check=True,
         stdout=sys.stderr,
     )
+    shutil.rmtree(older)
     partial.rename(model)
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from benchmarks.peers import chain, compare
 from benchmarks.peers.chain import Asked, Parts, serve, step_times
 from benchmarks.peers.decoding import Facts, Timing
+from benchmarks.peers.openvino.renamed import write_renamed
 from benchmarks.peers.report import LLAMA, OPENVINO, OURS, TORCH, Figures, Found, aims, draw, figures, markdown, panels
 
 FACTS = Facts("v1", "int4", "int8", "fp16", "int8", vocabulary=50, read_bytes=900, position_bytes=2)
@@ -177,3 +179,24 @@ def test_times_of_a_stream_are_counted_from_its_first_token(monkeypatch: pytest.
     monkeypatch.setattr(chain, "peak_bytes", lambda: 9)
     assert step_times(10.0, [10.5, 10.7, 10.9], 600) == Asked(500.0, pytest.approx(200.0), 600, 9)
     assert step_times(10.0, [10.5], 600) == Asked(500.0, 0.0, 600, 9)
+
+
+def test_a_tower_gets_its_older_names_and_keeps_its_values(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    new.mkdir()
+    kept = {"lm_head.weight": np.ones((2, 3), np.float16), "model.vision_tower.vision_model.a": np.zeros(3, np.float32)}
+    tower = np.arange(5, dtype=np.float16)
+    save_file(kept | {"model.vision_tower.b": tower}, new / "model.safetensors", {"format": "pt"})
+    (new / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.vision_tower.b": "model.safetensors"}})
+    )
+    (new / "config.json").write_text("{}")
+    write_renamed(new, old)
+    found = load_file(old / "model.safetensors")
+    assert found.keys() == {*kept, "model.vision_tower.vision_model.b"}
+    np.testing.assert_array_equal(found["model.vision_tower.vision_model.b"], tower)
+    np.testing.assert_array_equal(found["lm_head.weight"], kept["lm_head.weight"])
+    assert list(json.loads((old / "model.safetensors.index.json").read_text())["weight_map"]) == [
+        "model.vision_tower.vision_model.b"
+    ]
+    assert (old / "config.json").read_text() == "{}"
