@@ -118,8 +118,11 @@ def test_outputs_that_differ_by_more_than_rounding_are_told() -> None:
     compare._compare_outputs(engines, {OURS: other, TORCH: same, LLAMA: {"logits": np.array([np.nan, 2.0])}})
     assert engines[TORCH].errors == {"features": 0.0, "logits": 0.0}
     assert engines[OURS].errors["features"] == pytest.approx(0.008)
-    wrong = compare.disagreements(engines)
+    wrong = compare.disagreements(engines, exact=True)
     assert [one.split(" (")[0] for one in wrong] == [OURS, LLAMA]
+    assert compare.disagreements(engines, exact=False) == [f"{LLAMA} (logits nan)"]
+    engines[OURS].errors["features"] = 0.21
+    assert compare.disagreements(engines, exact=False) == [f"{OURS} (features 2.1e-01)", f"{LLAMA} (logits nan)"]
 
 
 class Counting:
