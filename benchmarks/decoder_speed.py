@@ -90,13 +90,13 @@ def _commands(arguments: argparse.Namespace, models: Path) -> dict[str, list[str
         if python is None:
             continue
         if not model.exists():
-            _convert(arguments.checkpoint, models, [str(python), "-m", f"benchmarks.peers.{package}.convert"], model)
+            convert(arguments.checkpoint, models, [str(python), "-m", f"benchmarks.peers.{package}.convert"], model)
         commands[name] = [str(python), "-m", f"benchmarks.peers.{package}.decoder", str(model), threads]
     return commands
 
 
-def _convert(checkpoint: Path, models: Path, command: list[str], model: Path) -> None:
-    """With the text model as a checkpoint of its own, which is all that a peer reads."""
+def convert(checkpoint: Path, models: Path, command: list[str], model: Path, *more: str) -> None:
+    """With the text model as a checkpoint of its own, which is all that a peer reads. more: arguments behind the two folders."""
     from vlm_edge.core.checkpoint import open_checkpoint
     from vlm_edge.models.text_weights import extract_text_model
 
@@ -105,7 +105,7 @@ def _convert(checkpoint: Path, models: Path, command: list[str], model: Path) ->
     if not text.exists():
         extract_text_model(open_checkpoint(checkpoint), text)
     settings = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, str(text), str(model)], check=True, env=settings, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, str(text), str(model), *more], check=True, env=settings, stdout=subprocess.DEVNULL)
 
 
 def _logits(engine: Engine, file: Path) -> np.ndarray:

@@ -34,7 +34,7 @@ def main(checkpoint: Path, openvino: Path | None, threads: int, repeats: int) ->
         bundles = {}
         for dtype, target in (("fp32", "cpu"), ("int8", "cpu"), ("fp32", "tensorrt")):
             out = folder / f"{dtype}-{target}"
-            _quietly("export", str(checkpoint), str(out), "--dtype", dtype, "--target", target)
+            quietly("export", str(checkpoint), str(out), "--dtype", dtype, "--target", target)
             bundles[dtype, target] = out / f"vision/{target}/model.onnx"
         here = [sys.executable, "-m", "benchmarks.encoder_speed", "--worker"]
         engines = {
@@ -88,7 +88,8 @@ def _save_input(checkpoint: Path, file: Path) -> None:
     np.savez(file, **{name: array[:1] for name, array in arrays[-1].items()})
 
 
-def _quietly(*arguments: str) -> None:
+def quietly(*arguments: str) -> None:
+    """A command of vlm-edge whose report nobody reads; raises CalledProcessError when it fails."""
     subprocess.run([sys.executable, "-m", "vlm_edge.cli", *arguments, "--json"], check=True, stdout=subprocess.DEVNULL)
 
 

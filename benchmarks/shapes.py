@@ -110,24 +110,23 @@ SHAPES = {
         },
     ),
 }  # fmt: skip
-_NEXT = SHAPES["llava-next-1.1b"]
-SHAPES["llava-next-tiny"] = replace(
-    _NEXT,
-    config=_NEXT.config
+_TINY = {
+    "vision_config": CLIP_L
+    | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2},
+    "text_config": LLAMA_1B
     | {
-        "vision_config": CLIP_L
-        | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2},
-        "text_config": LLAMA_1B
-        | {
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-        },
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
     },
-)
-"""To try a script with: as many tokens as its large sister, next to no work for each."""
+}
+SHAPES |= {
+    f"{name}-tiny": replace(SHAPES[f"{name}-1.1b"], config=SHAPES[f"{name}-1.1b"].config | _TINY)
+    for name in ("llava", "llava-next")
+}
+"""To try a script with: as many tokens as their large sisters, next to no work for each."""
 
 
 def make(name: str, folder: Path, *, outliers: float = 1.0, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""How every engine of decoder_speed.py is timed: this file runs in each one's own environment and needs NumPy alone.
+"""How every decoder of decoder_speed.py and peers/compare.py is timed: it runs in each one's own environment, with NumPy alone.
 
 A worker describes its engine in one line of JSON, then answers `run PROMPT NEW` with the times of one greedy continuation, and
 `logits PROMPT FILE` with FILE. Token ids are the same for every engine; looking up their embeddings belongs to the times.

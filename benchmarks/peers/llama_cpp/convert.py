@@ -1,4 +1,4 @@
-"""A Llama checkpoint as a GGUF file in Q4_0: python -m benchmarks.peers.llama_cpp.convert CHECKPOINT OUT.gguf [THREADS]
+"""A Llama checkpoint as a GGUF file: python -m benchmarks.peers.llama_cpp.convert CHECKPOINT OUT.gguf [THREADS [q4_0|f16]]
 
 CHECKPOINT: a folder with config.json and model.safetensors of a text model. Runs in llama.cpp's own environment (setup.sh). The
 file holds no tokenizer: decoding is timed from token ids. What only that environment has is imported where it is used, so that the
@@ -110,13 +110,14 @@ def _dtype(shape: Any) -> np.dtype:
     return np.dtype(np.float32 if len(shape) == 1 else np.float16)
 
 
-def main(checkpoint: str, out: str, threads: str = "2") -> None:
+def main(checkpoint: str, out: str, threads: str = "2", kind: str = "q4_0") -> None:
     target = Path(out)
-    whole, partial = target.with_suffix(".f16.gguf"), target.with_suffix(".partial")
+    whole, partial = target.with_suffix(".f16.partial"), target.with_suffix(".partial")
     try:
         write_f16(Path(checkpoint), whole)
-        quantize(whole, partial, int(threads))
-        partial.replace(target)
+        if kind == "q4_0":
+            quantize(whole, partial, int(threads))
+        (partial if kind == "q4_0" else whole).replace(target)
     finally:
         whole.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)

@@ -57,12 +57,13 @@ def facts(path: str, decoder: LlamaCpp) -> Facts:
     head = tensors.get("output.weight", embedding)
     layers = {t.tensor_type.name for t in tensors.values() if t.name.startswith("blk.") and len(t.shape) > 1}
     others = sum(int(t.n_bytes) for t in tensors.values() if t is not embedding and t is not head)
+    rounded = layers != {"F16"}
     return Facts(
         version=f"llama-cpp-python {llama_cpp.__version__}",
-        weights=f"{', '.join(sorted(layers))}, groups of 32, symmetric",
+        weights=", ".join(sorted(layers)) + (", groups of 32, symmetric" if rounded else ""),
         head=head.tensor_type.name,
         cache="fp16",
-        activations="int8",
+        activations="int8" if rounded else "fp16",
         vocabulary=decoder.vocabulary,
         read_bytes=others + int(head.n_bytes),
         position_bytes=2 * decoder.layers * decoder.cache_width * F16_BYTES,

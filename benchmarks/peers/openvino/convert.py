@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import openvino
 from openvino import opset13
-from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
 MODEL = "decoder.xml"
 SETTINGS = {"bits": 4, "group_size": 128, "sym": False, "ratio": 1.0}
@@ -39,6 +38,8 @@ def _makes_logits(node: openvino.Node) -> bool:
 
 
 def main(checkpoint: str, out: str) -> None:
+    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig  # torch too, which no engine needs
+
     partial = Path(f"{out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     exported = OVModelForCausalLM.from_pretrained(

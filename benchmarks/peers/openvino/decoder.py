@@ -6,8 +6,9 @@ FOLDER: as convert.py leaves it. OpenVINO's defaults for a CPU are kept: it choo
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import openvino
@@ -15,6 +16,8 @@ import openvino
 from benchmarks.peers.decoding import Facts, serve
 
 MODEL = "decoder.xml"
+GROUPED = 3
+"""Axes of weights that are kept in groups: outputs, groups, values of a group."""
 ROW_BYTES = 8
 """Scale and zero point of a cached row of one head, kept beside values of 8 bits."""
 
@@ -22,8 +25,8 @@ ROW_BYTES = 8
 class OpenVino:
     """One sequence in one request, which keeps its KV cache."""
 
-    def __init__(self, model: openvino.Model, threads: int) -> None:
-        config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    def __init__(self, model: openvino.Model, threads: int, more: Mapping[str, str] = MappingProxyType({})) -> None:
+        config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **more}
         self.compiled = openvino.Core().compile_model(model, "CPU", config)
         self._request = self.compiled.create_infer_request()
         self._length = 0
@@ -34,8 +37,7 @@ class OpenVino:
 
     def forward(self, ids: Sequence[int]) -> np.ndarray:
         begin, self._length = self._length, self._length + len(ids)
-        inputs = {
-            "input_ids": np.array([ids], np.int64),
+        inputs = self.given(ids) | {
             "attention_mask": np.ones((1, self._length), np.int64),
             "position_ids": np.arange(begin, self._length, dtype=np.int64)[None],
             "beam_idx": np.zeros(1, np.int32),
@@ -43,15 +45,20 @@ class OpenVino:
         self._request.infer(inputs, share_inputs=True)
         return self._request.get_tensor("logits").data[0, -1].copy()
 
+    def given(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """What stands for tokens in this graph's inputs."""
+        return {"input_ids": np.array([ids], np.int64)}
+
 
 def facts(model: openvino.Model, compiled: openvino.CompiledModel) -> Facts:
     """From the constants of the graph and what the compiled model says of itself."""
     constants = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
     embedding = [node for node in constants if "embed_tokens" in node.get_friendly_name()]
     head = [node for node in constants if "lm_head" in node.get_friendly_name()]
-    layers = [node for node in constants if ".layers." in node.get_friendly_name() and len(node.shape) == 3]
-    if not embedding or not head or not layers:
-        raise SystemExit("the graph's constants have no names that tell layers from embedding and lm_head")
+    layers = [node for node in constants if ".layers." in node.get_friendly_name() and len(node.shape) > 1]
+    if not head or not layers:
+        raise SystemExit("the graph's constants have no names that tell layers from lm_head")
+    shape = _widest_node(layers).shape
     cache = compiled.get_property("KV_CACHE_PRECISION")
     states = [state.get_partial_shape() for state in _states(model)]
     rows = sum(shape[1].get_length() for shape in states)
@@ -60,7 +67,7 @@ def facts(model: openvino.Model, compiled: openvino.CompiledModel) -> Facts:
     products = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return Facts(
         version=f"openvino {openvino.__version__.split('-')[0]}",
-        weights=f"{_widest(layers)}, groups of {_widest_node(layers).shape[2]}, zero points",
+        weights=_widest(layers) + (f", groups of {shape[2]}, zero points" if len(shape) == GROUPED else ""),
         head=_widest(head),
         cache=cache.get_type_name(),
         activations=f"{products}, int8 groups of {group} where the CPU allows" if group else products,
