@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tests import tiny_decoders  # noqa: E402
 from vlm_edge.core.checkpoint import open_checkpoint  # noqa: E402
 from vlm_edge.errors import BadInput  # noqa: E402
-from vlm_edge.models import text_reference, weights  # noqa: E402
+from vlm_edge.models import weights  # noqa: E402
 from vlm_edge.models.text_reference import embedding_scale, reference_logits  # noqa: E402
 
 PROMPT, LENGTH = 8, 12
@@ -50,9 +50,9 @@ def whole_logits(model: Any, embeds: Any, family: str, positions: Any) -> Any:
 def test_one_layer_at_a_time_is_the_model(
     family: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_reference, "HEAD_ROWS", 40)
     model = tiny_decoders.save(family, tmp_path, **options)
     hidden = model.config.text_config.hidden_size
+    monkeypatch.setattr(weights, "PIECE_BYTES", 4 * hidden * 40)  # of the head's 99 rows
     embeds = torch.cat([tiny_decoders.embeddings(LENGTH, hidden, seed) for seed in (1, 2)])
     positions = np.random.default_rng(0).integers(0, 40, (2, 3, LENGTH)) if "qwen" in family else None
     logits = reference_logits(

@@ -25,6 +25,7 @@ from vlm_edge.backends.onnx import int4_decoder, layered, parity  # noqa: E402
 from vlm_edge.backends.onnx.engine import OnnxEngine  # noqa: E402
 from vlm_edge.core.bundle import open_bundle, verify_hashes  # noqa: E402
 from vlm_edge.core.checkpoint import open_checkpoint  # noqa: E402
+from vlm_edge.core.recipe import LM_HEADS  # noqa: E402
 from vlm_edge.errors import BadInput, CheckFailed  # noqa: E402
 from vlm_edge.models.subjects import subject_from  # noqa: E402
 from vlm_edge.pipeline import int4_export  # noqa: E402
@@ -147,7 +148,7 @@ def test_a_bundle_answers_with_its_int4_decoder(tmp_path: Path) -> None:
     assert 1 <= answer.tokens.generated <= 4
 
 
-@pytest.mark.parametrize("head", int4_decoder.HEADS)
+@pytest.mark.parametrize("head", LM_HEADS)
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_the_head_s_precision_is_what_was_asked_for(head: str, target: str, tmp_path: Path) -> None:
     quantizable.save_text(tmp_path / "model", tie_word_embeddings=True, outliers=False)
