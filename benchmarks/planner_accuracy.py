@@ -26,8 +26,9 @@ from vlm_edge.units import MIB
 
 FITTED_ON = (
     "constants were fitted on the same bundles at other sizes and numbers of tiles (nano at 640 x 480, 1322 x 1344 and "
-    "2000 x 1500 px, llava with 0, 3, 7 and 11, others at sizes that are not below), and on two random decoders; llava-1.1b and "
-    "llava-1.5-7b were not used"
+    "2000 x 1500 px, llava with 0, 3, 7 and 11, others at sizes that are not below), on two random decoders, and for "
+    "packed weights on single products; of llava-1.1b and llava-1.5-7b one run each was looked at, with 1000 x 1000 px and a "
+    "context of 640"
 )
 NANO = [(tiles, size) for tiles in (1, 3, 5) for size in ("800x600", "1600x2200")]
 TILED = (1, 2, 5, 9)

@@ -87,7 +87,7 @@ def test_tokens_beyond_the_table_are_refused(tmp_path: Path) -> None:
 def test_pieces_are_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quantizable.save_text(tmp_path)
     table = StreamedDecoder(open_checkpoint(tmp_path)).embedding
-    monkeypatch.setattr("vlm_edge.models.decoder_layers._CHUNK_BYTES", 4 * 64 * 7)
+    monkeypatch.setattr("vlm_edge.models.weights.PIECE_BYTES", 4 * 64 * 7)
     parts = list(pieces(table))
     assert len(parts) == 14
     assert torch.equal(torch.cat(parts), read(table, torch.float32))

@@ -52,7 +52,7 @@ def test_one_layer_at_a_time_is_the_model(
 ) -> None:
     model = tiny_decoders.save(family, tmp_path, **options)
     hidden = model.config.text_config.hidden_size
-    monkeypatch.setattr(weights, "PIECE_BYTES", 40 * 4 * hidden)  # rows of the head, a few at a time
+    monkeypatch.setattr(weights, "PIECE_BYTES", 4 * hidden * 40)  # of the head's 99 rows
     embeds = torch.cat([tiny_decoders.embeddings(LENGTH, hidden, seed) for seed in (1, 2)])
     positions = np.random.default_rng(0).integers(0, 40, (2, 3, LENGTH)) if "qwen" in family else None
     logits = reference_logits(
