@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tests.memory.subjects import LLAVA, QWEN
+from vlm_edge.memory.quantize_plan import plan as quantize_plan
+from vlm_edge.memory.quantize_plan import sizes_of
 from vlm_edge.memory.request import Request, Subject
 from vlm_edge.memory.steps import TORCH_RUNTIME_BYTES, step_plans
 
@@ -14,11 +16,11 @@ def test_export_holds_the_tower_in_fp32_twice() -> None:
     assert plan.peak_phase == "compare"
 
 
-def test_calibration_holds_one_layer_and_all_hidden_states() -> None:
+def test_calibration_is_planned_as_quantize_plans_it() -> None:
     plan = step_plans(LLAVA, Request(tiles=0), budget_bytes=1 << 40)["calibrate"]
-    held = {item.name: item.bytes for item in plan.items}
-    assert held["calibrate.states"] == 2 * 2 * 128 * 512 * 4096
-    assert held["calibrate.layer"] < 8 * (LLAVA.text.linear_parameters // 31)
+    sizes = sizes_of(LLAVA, group_size=128, samples=32, longest=1024)
+    assert sizes.states == (32 + 2 * 8) * 1024 * 4096
+    assert plan.peak_bytes == quantize_plan(sizes, TORCH_RUNTIME_BYTES, method="awq").resident
     # the point of going layer by layer: far less than the 16-bit decoder
     assert plan.peak_bytes < LLAVA.text.linear_parameters
 

@@ -8,24 +8,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlm_edge.core.specs import ProjectorSpec, TextSpec, VisionSpec
-from vlm_edge.memory import vision, weights
+from vlm_edge.core.calibration import SAMPLES, SEQLEN
+from vlm_edge.core.specs import ProjectorSpec, VisionSpec
+from vlm_edge.memory import quantize_plan, vision, weights
 from vlm_edge.memory.phases import Plan, PlanItem, sum_up
 from vlm_edge.memory.request import Request, Subject, Visual, visual_of
 
 TORCH_RUNTIME_BYTES = 640 << 20
 """A process with torch, transformers and ONNX imported holds 376 MiB before any weight (2026-11); the rest is for the tracer."""
-CALIBRATION_SAMPLES, CALIBRATION_TOKENS = 128, 512
 TRACE_VIEWS = 2
 """Views of the inputs on which `export` traces: one would be taken for a constant."""
 ENGINE_WORKSPACE_BYTES = 1 << 30
 """What an engine builder is allowed for trying out kernels."""
 
 
+_OF_LAYER = {
+    "observe": "one layer and its rounded copy, and what its linear layers read",
+    "search": "one layer, copies of its largest linear layer, and the tokens that scales are judged on",
+    "graph": "one layer multiplied out, beside what unpacks its largest linear layer",
+}
+
+
 def step_plans(subject: Subject, request: Request, *, budget_bytes: int) -> Mapping[str, Plan]:
     """A plan for each step that this model needs: `calibrate` for its decoder, `export` and `build` for its tower."""
     visual = visual_of(subject, request)
-    plans = {"calibrate": _calibrate(subject.text, budget_bytes)}
+    plans = {"calibrate": _calibrate(subject, request, budget_bytes)}
     if subject.vision is not None and subject.projector is not None and visual.views:
         tower = _Tower(subject.vision, subject.projector, visual)
         plans["export"] = _export(tower, budget_bytes)
@@ -63,23 +70,20 @@ def _export(tower: _Tower, budget_bytes: int) -> Plan:
     return sum_up(items, budget_bytes=budget_bytes, phases=phases)
 
 
-def _calibrate(text: TextSpec, budget_bytes: int) -> Plan:
-    """One decoder layer at a time: its weights twice, and the hidden states of all samples before and behind it."""
-    phases = ("embed", "layers")
-    tokens = CALIBRATION_SAMPLES * CALIBRATION_TOKENS
-    layer = -(-(text.linear_parameters + text.other_parameters) // text.layers)
-    states = f"{CALIBRATION_SAMPLES} samples of {CALIBRATION_TOKENS} tokens"
-    inner = CALIBRATION_TOKENS * 4 * (3 * text.intermediate + 3 * text.hidden)
+def _calibrate(subject: Subject, request: Request, budget_bytes: int) -> Plan:
+    """As `quantize` plans it: one decoder layer at a time, and the hidden states of all samples, which a file can take."""
+    longest = min(SEQLEN, subject.text.max_positions)
+    sizes = quantize_plan.sizes_of(subject, group_size=request.group_size, samples=SAMPLES, longest=longest)
+    phases = quantize_plan.plan(sizes, 0, method="awq").phases
+    states = 4 * sizes.states
+    held = f"{SAMPLES} samples of {longest} tokens, a quarter of them three times"
     items = (
-        PlanItem("calibrate.runtime", TORCH_RUNTIME_BYTES, phases, "torch and transformers", "bound"),
-        PlanItem("calibrate.embedding", 2 * text.embedding_parameters, ("embed",), "the table", "exact", "fp16"),
-        PlanItem("calibrate.states", 2 * 2 * tokens * text.hidden, phases, f"{states}, in and out", "exact", "fp16"),
-        PlanItem(
-            "calibrate.layer", 8 * layer, ("layers",), "one layer, and its scaled and rounded copy", "bound", "fp32"
-        ),
-        PlanItem("calibrate.activations", inner, ("layers",), "one sample through that layer", "bound", "fp32"),
-    )
-    return sum_up(items, budget_bytes=budget_bytes, phases=phases)
+        PlanItem("calibrate.runtime", TORCH_RUNTIME_BYTES, tuple(phases), "torch and transformers", "bound"),
+        PlanItem("calibrate.states", states, ("encode", "observe", "search"), held, "exact", "fp32"),
+        PlanItem("calibrate.tower", phases["encode"] - states, ("encode",), "tower, projector and one image", "bound", "fp32"),
+        *(PlanItem(f"calibrate.{name}", phases[name], (name,), how, "bound", "fp32") for name, how in _OF_LAYER.items()),
+    )  # fmt: skip
+    return sum_up(items, budget_bytes=budget_bytes, phases=tuple(phases))
 
 
 def _build(tower: _Tower, request: Request, budget_bytes: int) -> Plan:

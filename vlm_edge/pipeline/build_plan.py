@@ -9,13 +9,12 @@ from vlm_edge.backends.onnx.layered import TEMPLATE_LAYERS
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import DoesNotFit
+from vlm_edge.memory.quantize_plan import MemoryPlan, plan, sizes_of
 from vlm_edge.memory.request import Subject
 from vlm_edge.memory.steps import TORCH_RUNTIME_BYTES
 from vlm_edge.memory.weights import decoder_bytes
 from vlm_edge.pipeline.inputs import Planned
 from vlm_edge.pipeline.plan import PlanOptions, Report, report_on
-from vlm_edge.quant.calibrate import HELD_OUT_EVERY, SEARCH_TOKENS
-from vlm_edge.quant.memory_plan import MemoryPlan, Sizes, plan
 from vlm_edge.units import MIB, format_bytes
 
 PLAN, EXPORT, QUANTIZE, VERIFY, MEASURE = "plan", "export", "quantize", "verify", "measure"
@@ -109,24 +108,8 @@ def _drawing(text: TextSpec) -> int:
 
 def quantize_plan(subject: Subject, recipe: Recipe, effort: Effort, method: str) -> MemoryPlan:
     """As `quantize` plans it once it has the layers; here from the decoder's sizes, with every sequence as long as allowed."""
-    text, vision, projector = subject.text, subject.vision, subject.projector
-    calibrates = method == "awq" or recipe.packing.kv_cache != "auto"
-    count = effort.samples if calibrates else 1
-    tower = vision.parameters + projector.parameters if vision and projector and calibrates else 0
-    heads = text.heads * text.head_dim
-    sizes = Sizes(
-        layer=-(-(text.linear_parameters + text.other_parameters) // text.layers),
-        largest=text.hidden * max(text.intermediate, heads),
-        hidden=text.hidden,
-        intermediate=max(text.intermediate, heads),
-        group_size=recipe.packing.group_size,
-        longest=effort.seqlen,
-        states=(count + 2 * -(-count // HELD_OUT_EVERY)) * effort.seqlen * text.hidden,
-        search_tokens=SEARCH_TOKENS,
-        tower=tower,
-        tower_tokens=subject.geometry.tokens_per_view if subject.geometry is not None and tower else 0,
-        graph=True,
-    )
+    samples = effort.samples if method == "awq" or recipe.packing.kv_cache != "auto" else 0
+    sizes = sizes_of(subject, group_size=recipe.packing.group_size, samples=samples, longest=effort.seqlen)
     return plan(sizes, TORCH_RUNTIME_BYTES, method=method)
 
 

@@ -19,6 +19,7 @@ from vlm_edge.core.bundle import (
     write_manifest,
 )
 from vlm_edge.core.bundle_writer import checked, locked
+from vlm_edge.core.calibration import SAMPLES
 from vlm_edge.core.load import to_plain
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.errors import CheckFailed
@@ -28,7 +29,7 @@ from vlm_edge.pipeline.export import ALL_COMPONENTS, COMPONENTS, ExportOptions, 
 from vlm_edge.pipeline.hub import SMALL_FILES
 from vlm_edge.pipeline.measure import measure
 from vlm_edge.pipeline.plan import PlanOptions, make_report, to_json
-from vlm_edge.pipeline.quantize import SAMPLES, Progress, QuantizeOptions, quantize_model
+from vlm_edge.pipeline.quantize import Progress, QuantizeOptions, quantize_model
 from vlm_edge.pipeline.source import Source
 from vlm_edge.pipeline.tools import tool_versions
 from vlm_edge.pipeline.verify import verify_bundle, write_report

@@ -15,6 +15,7 @@ import torch
 
 from vlm_edge.core.bundle import Bundle, reference
 from vlm_edge.core.bundle_writer import Staged
+from vlm_edge.core.calibration import HELD_OUT_EVERY
 from vlm_edge.core.chat import special_tokens
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.core.contracts import Floats, Span
@@ -27,7 +28,7 @@ from vlm_edge.models.weights import load_parts
 from vlm_edge.pipeline.export import copied, manifest_of, newline_file
 from vlm_edge.pipeline.export_llm import EMBEDDING
 from vlm_edge.pipeline.source import Source
-from vlm_edge.quant.calibrate import HELD_OUT_EVERY, Sample
+from vlm_edge.quant.calibrate import Sample
 from vlm_edge.quant.memory_limit import MemoryLimit, release
 from vlm_edge.quant.sequences import CalibrationSequence, Placement
 from vlm_edge.vision.sources import load_image

@@ -14,6 +14,7 @@ from typing import Any
 from vlm_edge import __version__
 from vlm_edge.core.bundle import ArtifactRef, Bundle, ParityResult, atomic_write, reference
 from vlm_edge.core.bundle_writer import Staged, locked, present, publish
+from vlm_edge.core.calibration import SAMPLES, SEARCH_TOKENS, SEQLEN
 from vlm_edge.core.checkpoint import Checkpoint, open_checkpoint
 from vlm_edge.core.discover import family_of
 from vlm_edge.core.recipe import KV_CACHES, LM_HEADS
@@ -24,14 +25,12 @@ from vlm_edge.pipeline.export import copied, manifest_of, vision_hash
 from vlm_edge.pipeline.export_llm import TEXT_SOURCE, VISION_SOURCE, same_model
 from vlm_edge.pipeline.source import Source, located, of_checkpoint, source_hashes
 from vlm_edge.pipeline.tools import require_build_tools
-from vlm_edge.quant.calibrate import SEARCH_TOKENS
 from vlm_edge.units import format_bytes
 
 METHODS = ("awq", "rtn")
 TARGETS = ("none", "cpu", "cuda")
 BITS = (4, 3, 2)
 GROUP_SIZES = (128, 64, 32)
-SAMPLES, SEQLEN = 32, 1024
 REPORT, PAGE = "reports/quantize.json", "reports/quantize.html"
 AWQ = "llm/awq"
 WORK = "llm/.quantize"

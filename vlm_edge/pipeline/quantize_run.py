@@ -16,9 +16,11 @@ import torch
 from vlm_edge.backends.onnx.int4_decoder import Int4Settings
 from vlm_edge.core import host
 from vlm_edge.core.bundle_writer import Staged
+from vlm_edge.core.calibration import HELD_OUT_EVERY
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.core.load import to_plain
 from vlm_edge.core.specs import TextSpec
+from vlm_edge.memory.quantize_plan import MemoryPlan, Sizes, plan
 from vlm_edge.models.decoder_layers import StreamedDecoder
 from vlm_edge.models.subjects import subject_from
 from vlm_edge.models.text_weights import write_table
@@ -50,10 +52,9 @@ from vlm_edge.pipeline.quantize import (
     versions,
 )
 from vlm_edge.pipeline.source import Source, source_hashes
-from vlm_edge.quant.calibrate import HELD_OUT_EVERY, Sample, digest, read_samples
+from vlm_edge.quant.calibrate import Sample, digest, read_samples
 from vlm_edge.quant.mapping import architecture_of, linear_layers, resolve
 from vlm_edge.quant.memory_limit import MemoryLimit, release
-from vlm_edge.quant.memory_plan import MemoryPlan, Sizes, plan
 from vlm_edge.quant.qparams import Scheme
 from vlm_edge.quant.sequences import CalibrationSequence, Placement
 from vlm_edge.quant.stream import Divergence, Job, check_sizes, divergence, stream

@@ -1,4 +1,4 @@
 """Activation-aware weight quantization of a decoder, one layer at a time. Needs torch; knows no family and no backend.
 
-calibrate.py, memory_limit.py and memory_plan.py need no torch: what was asked is checked before it is imported.
+calibrate.py and memory_limit.py need no torch: what was asked is checked before it is imported.
 """

@@ -16,10 +16,6 @@ FORM = 'one object a line: {"image": "page.png", "text": "what is the total?", "
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 DESCRIBE = "Describe this image."
 """Asked about an image of a folder that has no text beside it."""
-HELD_OUT_EVERY = 4
-"""Every so many sequences, one is not calibrated on but judged with."""
-SEARCH_TOKENS = 512
-"""Tokens on which scales are judged, evenly spaced over the calibration set; means and clips use all of them."""
 _MAX_BYTES = 256 << 20
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_edge.quant.calibrate import SEARCH_TOKENS
+from vlm_edge.core.calibration import SEARCH_TOKENS
 from vlm_edge.quant.folding import STORED, fold
 from vlm_edge.quant.mapping import Architecture, ScalePair, linear_layers
 from vlm_edge.quant.qparams import Quantized, Scheme, quantize, rounded

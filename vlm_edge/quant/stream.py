@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from vlm_edge.core.calibration import SEARCH_TOKENS
 from vlm_edge.errors import BadInput, CheckFailed
-from vlm_edge.quant.calibrate import SEARCH_TOKENS
 from vlm_edge.quant.layer import LayerResult, Observer, quantize_awq, quantize_plain, run_plain
 from vlm_edge.quant.mapping import Architecture, linear_layers, resolve
 from vlm_edge.quant.memory_limit import MemoryLimit, release

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlm_edge.core.calibration import HELD_OUT_EVERY, SEARCH_TOKENS
+from vlm_edge.memory.request import Subject
+
 _FLOAT = 4
 
 
@@ -29,6 +32,29 @@ class Sizes:
     tower: int = 0
     tower_tokens: int = 0
     graph: bool = False
+
+
+def sizes_of(subject: Subject, *, group_size: int, samples: int, longest: int) -> Sizes:
+    """Before a weight or a sample is read: the layer of average size, and every sequence as long as allowed.
+
+    samples: of the calibration set; 0: nothing is calibrated.  longest: tokens of the longest sequence.
+    """
+    text, vision, projector = subject.text, subject.vision, subject.projector
+    tower = vision.parameters + projector.parameters if vision and projector and samples else 0
+    heads, sequences = text.heads * text.head_dim, max(1, samples)
+    return Sizes(
+        layer=-(-(text.linear_parameters + text.other_parameters) // text.layers),
+        largest=text.hidden * max(text.intermediate, heads),
+        hidden=text.hidden,
+        intermediate=max(text.intermediate, heads),
+        group_size=group_size,
+        longest=longest,
+        states=(sequences + 2 * -(-sequences // HELD_OUT_EVERY)) * longest * text.hidden,
+        search_tokens=SEARCH_TOKENS,
+        tower=tower,
+        tower_tokens=subject.geometry.tokens_per_view if subject.geometry is not None and tower else 0,
+        graph=True,
+    )
 
 
 @dataclass(frozen=True)

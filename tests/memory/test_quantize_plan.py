@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlm_edge.quant.memory_plan import Sizes, plan
+from vlm_edge.memory.quantize_plan import Sizes, plan
 
 GIB = 1 << 30
 BASE = 400 << 20
