@@ -76,12 +76,16 @@ def test_what_does_not_fit_is_exit_1_with_advice(capsys: pytest.CaptureFixture[s
     assert "What would help" in capsys.readouterr().out
 
 
-def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute(["plan", "qwen2.5-vl-3b", "--device", "l4", "--json", "--image-size", "1344x896"]) == 0
+def test_json_is_one_object_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["plan", "qwen2.5-vl-3b", "--device", "l4", "--json", "--image-size", "1344x896"]
+    monkeypatch.setattr("sys.argv", ["vlm-edge", *typed])
+    assert execute(typed) == 0
     plain: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert plain["visual_tokens"] == 1536
     assert plain["limits"]["max_pixels"] == 1344 * 896
-    assert plain["command"].startswith("vlm-edge ")
+    assert plain["command"] == " ".join(["vlm-edge", *typed])
 
 
 @pytest.mark.parametrize("unknown", ["tiles", "context", "batch", "pixels"])
