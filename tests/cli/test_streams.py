@@ -15,6 +15,7 @@ from PIL import Image
 from tests.cli.program import VLM_EDGE, in_checkout
 from vlm_edge.cli.main import execute
 from vlm_edge.core.resources import resource_dir
+from vlm_edge.errors import DoesNotFit
 
 PAGE = str(resource_dir("calibration") / "pages/receipt.png")
 TOTAL = "what is the total?"
@@ -91,6 +92,19 @@ def test_a_name_that_the_file_system_does_not_take_is_no_unexpected_error(
     assert error.startswith("error: x")
     assert error.endswith("File name too long")
     assert fix == "fix: check the path, its permissions and the disk"
+
+
+def test_memory_that_ran_out_is_no_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vlm_edge.pipeline.preflight.find_bundle", fail)
+    assert execute(["info"]) == DoesNotFit.exit_code
+    error, fix = capsys.readouterr().err.splitlines()
+    assert error == "error: memory ran out"
+    assert fix.startswith("fix: free memory")
 
 
 @pytest.mark.parametrize("name", ["help", "run --json"])

@@ -15,7 +15,7 @@ from vlm_edge import __version__
 from vlm_edge.cli import interrupt, render
 from vlm_edge.cli.start import main
 from vlm_edge.cli.usage import PlainUsage
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import DoesNotFit, VlmEdgeError
 
 __all__ = ["execute", "main"]  # `main` for scripts of installations that are older than cli/start.py
 
@@ -107,6 +107,11 @@ def _explain(failure: BaseException) -> int:
     if isinstance(failure, OSError) and failure.filename is not None:
         # no fault of the program: a name that is too long, a folder that may not be entered, a disk that fails
         return _report(failure, f"{failure.filename}: {failure.strerror}", _CHECK_PATH, FAILED)
+    if isinstance(failure, MemoryError):
+        why = "memory ran out"
+        return _report(
+            failure, why, "free memory, or lower --max-tiles; --budget plans before it runs", DoesNotFit.exit_code
+        )
     text = f"unexpected {type(failure).__name__}: {failure}"
     return _report(failure, text, "run it again with --debug and report what it prints", FAILED)
 

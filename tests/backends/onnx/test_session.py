@@ -138,6 +138,17 @@ def test_memory_that_ran_out_is_no_fault_of_the_bundle(doubling: Path) -> None:
         session.Graph(SimpleNamespace(run=fail), doubling).run(None, {})
 
 
+def test_memory_that_ran_out_while_a_graph_was_loaded_is_none_either(
+    doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : Load model from {doubling} failed:std::bad_alloc")
+
+    monkeypatch.setattr(session.import_runtime(), "InferenceSession", fail)
+    with pytest.raises(DoesNotFit, match=r"memory ran out while model\.onnx was loaded"):
+        session.open_session(doubling, target="cpu", threads=1)
+
+
 @pytest.mark.parametrize(
     ("expected", "why"),
     [

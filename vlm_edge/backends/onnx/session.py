@@ -102,7 +102,7 @@ class Graph:
         try:
             yield
         except Exception as cause:  # ONNX Runtime's exceptions share no public base class
-            if "allocate memory" in str(cause):
+            if _memory_ran_out(cause):
                 why = f"memory ran out while {self._path.name} ran"
                 raise DoesNotFit(why, remedy="lower --max-tiles, or free memory and set --budget") from cause
             why = f"{self._path} does not fit the bundle: {first_line(cause)}"
@@ -156,6 +156,11 @@ def open_session(graph: Path, *, target: str, threads: int, providers: Sequence[
         with _utf8(graph) as path:
             session = runtime.InferenceSession(str(path), options, providers=chosen)
     except Exception as cause:  # ONNX Runtime's exceptions share no public base class
+        if _memory_ran_out(cause):
+            raise DoesNotFit(
+                f"memory ran out while {graph.name} was loaded",
+                remedy="free memory, or use a bundle of fewer bits; vlm-edge plan tells what this one needs",
+            ) from cause
         why = f"{graph} cannot be loaded: {first_line(cause)}"
         raise DamagedBundle(why, remedy="export the model again") from cause
     if first not in session.get_providers():
@@ -177,6 +182,10 @@ def _utf8(graph: Path) -> Iterator[Path]:
         link = Path(folder) / "graph"
         link.symlink_to(graph.parent.resolve(), target_is_directory=True)
         yield link / graph.name
+
+
+def _memory_ran_out(cause: Exception) -> bool:
+    return any(text in str(cause) for text in ("allocate memory", "bad_alloc"))
 
 
 def _shape(sizes: tuple[Any, ...] | list[Any]) -> str:
