@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_the_interpreter_adds_nothing_while_it_exits(name: str, abandoned: int, 
     where = in_checkout(tmp_path)
     done = subprocess.run(command, stdout=abandoned, stderr=subprocess.PIPE, check=False, **where)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_what_was_registered_for_the_end_still_runs(tmp_path: Path) -> None:
+    program = "import atexit, sys; atexit.register(print, 'the end'); sys.argv = ['vlm-edge', '--version']; "
+    program += "from vlm_edge.cli.start import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, **in_checkout(tmp_path)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == ["the end"]
 
 
 def test_an_error_that_nobody_reads_is_still_an_error(abandoned: int, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+from typing import NoReturn
 
 from vlm_edge.cli import interrupt
 
@@ -26,7 +28,15 @@ def main() -> None:
         interrupt.ignore()
         if sys.stderr is not None:
             sys.stderr.write(interrupt.TEXT)
-    sys.exit(code)
+            sys.stderr.flush()
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End without taking the interpreter apart, a sixth of a short command's time; what was registered for the end still runs."""
+    atexit._run_exitfuncs()
+    _drop_what_cannot_be_written()
+    os._exit(code)
 
 
 def _occupy_closed_streams() -> None:
