@@ -16,6 +16,8 @@ def main() -> None:
     try:
         interrupt.watch()
         _occupy_closed_streams()
+        # to look for pydantic's plugins, the metadata of every installed package would be read
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         from vlm_edge.cli.main import execute
 
         code = execute(sys.argv[1:])
