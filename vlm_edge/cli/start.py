@@ -30,7 +30,6 @@ def main() -> None:
         interrupt.ignore()
         if sys.stderr is not None:
             sys.stderr.write(interrupt.TEXT)
-            sys.stderr.flush()
     _leave(code)
 
 

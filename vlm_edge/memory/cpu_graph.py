@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vlm_edge.core.specs import ProjectorSpec, TextSpec, VisionSpec
 from vlm_edge.memory.request import BITS, GROUP_SIZES, Request
-from vlm_edge.memory.weights import VISION_BLOCK, grouped_bytes, projector_matrices, tower_matrices
+from vlm_edge.memory.weights import VISION_BLOCK, grouped_bytes, matrices_of, projector_matrices, tower_matrices
 
 SCALE_BYTES = 4
 """A group's scale in the graph; AutoAWQ's is fp16."""
@@ -66,8 +66,7 @@ def tower_beside_bytes(vision: VisionSpec, projector: ProjectorSpec, *, dtype: s
 
 def tower_repacked_bytes(vision: VisionSpec, projector: ProjectorSpec) -> int:
     """The largest matrix of tower and projector in fp32, held twice for a moment while it loads."""
-    inner, last = projector.hidden or projector.output, projector.hidden * projector.output
-    return 4 * max(vision.width * vision.mlp, projector.input * inner, last)
+    return 4 * max(vision.width * vision.mlp, *matrices_of(projector))
 
 
 def _graph(text: TextSpec, weights: str, group: int, lm_head: str) -> CpuGraph:

@@ -106,48 +106,60 @@ def _in_one_arena(items: Sequence[PlanItem]) -> list[PlanItem]:
 
 
 def _weights(subject: Subject, request: Request, visual: Visual) -> list[PlanItem]:
+    tower = _tower_weights(subject, request)
+    if request.target != "cpu":
+        return [*_decoder_weights(subject, request), *tower]
+    stored = subject.stored.get("llm.weights")
+    graph = cpu_graph(subject.text, request) if stored is None else stored_graph(subject.text, stored)
+    decoder = _decoder_weights(subject, request, graph)
+    if not request.again:
+        words = max(0, request.context - visual.prompt)
+        decoder = [_rows_read(item, subject.text, words) if item.name == "llm.embedding" else item for item in decoder]
+    return [*decoder, *tower, _repacked(subject, graph, sum(item.bytes for item in tower), request)]
+
+
+def _decoder_weights(subject: Subject, request: Request, graph: CpuGraph | None = None) -> list[PlanItem]:
+    """graph: on a CPU, what its file is like."""
     text, stored, group = subject.text, subject.stored, request.group_size
-    llm = ("prefill", "decode") if request.release_tower else PHASES
-    tower = ("encode",) if request.release_tower else PHASES
+    phases = ("prefill", "decode") if request.release_tower else PHASES
     kind = {"awq": f"int4 g{group}", "int8": f"int8 g{group}"}.get(request.weights, request.weights)
     if "llm.weights" not in stored and request.weights == "awq":
         weights.check_groups(text, group)
-    graph = None
-    if request.target == "cpu":
-        graph = stored_graph(text, stored["llm.weights"]) if "llm.weights" in stored else cpu_graph(text, request)
     head = request.lm_head if graph is None or request.lm_head != "fp16" or request.weights == "fp16" else "fp32"
     items = [
-        _item(stored, "llm.weights", kind, llm, _linear_formula(text.linear_parameters, request),
+        _item(stored, "llm.weights", kind, phases, _linear_formula(text.linear_parameters, request),
               lambda: graph.weights_bytes if graph else weights.decoder_bytes(text, weights=request.weights, group_size=group)),
-        _item(stored, "llm.embedding", "fp32" if request.weights == "fp32" else "fp16", llm,
+        _item(stored, "llm.embedding", "fp32" if request.weights == "fp32" else "fp16", phases,
               f"{text.embedding_parameters:,} values", lambda: weights.embedding_bytes(text, weights=request.weights)),
-        _item(stored, "llm.lm_head", head, llm, f"{text.hidden:,} x {text.vocab:,}",
+        _item(stored, "llm.lm_head", head, phases, f"{text.hidden:,} x {text.vocab:,}",
               lambda: graph.head_bytes if graph else weights.lm_head_bytes(text, lm_head=request.lm_head, group_size=group)),
     ]  # fmt: skip
-    if graph is not None:
-        beside = "fp16 weights, as fp32" if request.weights == "fp16" else _BESIDE
-        if not request.again:
-            items[1] = _rows_read(items[1], text, positions=max(0, request.context - visual.prompt))
-        tables = 0 if "llm.weights" in stored else graph.tables_bytes
-        angles = f"cosines and sines of {text.max_positions:,} positions"
-        items += [
-            PlanItem("llm.positions", tables, llm, angles, "exact", "fp32"),
-            PlanItem("llm.packed", graph.beside_bytes, llm, beside, "bound", "fp32"),
-        ]
-    if subject.vision is not None and subject.projector is not None:
-        seen, projector, dtype = subject.vision, subject.projector, request.vision_dtype
-        items += [
-            _item(stored, "vision.weights", dtype, tower, f"{seen.parameters:,} parameters",
-                  lambda: weights.vision_bytes(seen, dtype=dtype)),
-            _item(stored, "projector.weights", dtype, tower, f"{projector.parameters:,} parameters",
-                  lambda: weights.projector_bytes(projector, dtype=dtype)),
-        ]  # fmt: skip
-        if request.target == "cpu":
-            more = tower_beside_bytes(seen, projector, dtype=dtype, stored_bytes=stored.get("vision.weights"))
-            items.append(PlanItem("vision.packed", more, tower, _BESIDE, "bound", "fp32"))
-    if graph is not None:
-        loaded_last = sum(item.bytes for item in items if item.name.startswith(("vision.", "projector.")))
-        items.append(_repacked(subject, graph, loaded_last, request))
+    if graph is None:
+        return items
+    tables = 0 if "llm.weights" in stored else graph.tables_bytes
+    angles = f"cosines and sines of {text.max_positions:,} positions"
+    beside = "fp16 weights, as fp32" if request.weights == "fp16" else _BESIDE
+    return [
+        *items,
+        PlanItem("llm.positions", tables, phases, angles, "exact", "fp32"),
+        PlanItem("llm.packed", graph.beside_bytes, phases, beside, "bound", "fp32"),
+    ]
+
+
+def _tower_weights(subject: Subject, request: Request) -> list[PlanItem]:
+    if subject.vision is None or subject.projector is None:
+        return []
+    seen, projector, dtype, stored = subject.vision, subject.projector, request.vision_dtype, subject.stored
+    phases = ("encode",) if request.release_tower else PHASES
+    items = [
+        _item(stored, "vision.weights", dtype, phases, f"{seen.parameters:,} parameters",
+              lambda: weights.vision_bytes(seen, dtype=dtype)),
+        _item(stored, "projector.weights", dtype, phases, f"{projector.parameters:,} parameters",
+              lambda: weights.projector_bytes(projector, dtype=dtype)),
+    ]  # fmt: skip
+    if request.target == "cpu":
+        beside = tower_beside_bytes(seen, projector, dtype=dtype, stored_bytes=stored.get("vision.weights"))
+        items.append(PlanItem("vision.packed", beside, phases, _BESIDE, "bound", "fp32"))
     return items
 
 
@@ -163,7 +175,7 @@ def _repacked(subject: Subject, graph: CpuGraph, tower: int, request: Request) -
     return PlanItem("weights.repacked", max(own, graph.repacked_bytes - tower), ("load",), how, "bound")
 
 
-def _rows_read(table: PlanItem, text: TextSpec, *, positions: int) -> PlanItem:
+def _rows_read(table: PlanItem, text: TextSpec, positions: int) -> PlanItem:
     """Of a table of embeddings that is mapped, a CPU holds what a prompt's words read; another question's are other ones."""
     read = min(table.bytes, positions * max(MAPPED_BYTES, 2 * table.bytes // max(1, text.vocab)))
     how = f"a row of each of {positions:,} text tokens, {format_bytes(table.bytes)} in the file"

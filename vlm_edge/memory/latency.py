@@ -12,6 +12,7 @@ from vlm_edge.core.specs import TextSpec, VisionSpec
 from vlm_edge.memory.phases import Plan
 from vlm_edge.memory.request import Request, Subject, Visual, visual_of
 from vlm_edge.memory.vision import attention_tokens
+from vlm_edge.memory.weights import layer_matrices
 
 TEXT_TOKENS = 128
 """Words of the question and the chat template in the prompt whose prefill is forecast."""
@@ -66,11 +67,10 @@ def encode_flops(subject: Subject, visual: Visual) -> int:
 
 
 def _tower_flops(vision: VisionSpec, tokens: int) -> int:
-    matrices = 4 * vision.width**2 + (2 + vision.gated_mlp) * vision.width * vision.mlp
     full = len(vision.full_attention_layers) if vision.window_px else vision.layers
     window = min(tokens, (vision.window_px // vision.patch_px) ** 2)
     attention = full * tokens + (vision.layers - full) * window
-    return 2 * vision.layers * matrices * tokens + 4 * tokens * attention * vision.width
+    return 2 * vision.layers * layer_matrices(vision) * tokens + 4 * tokens * attention * vision.width
 
 
 def prefill_flops(text: TextSpec, tokens: int) -> int:

@@ -59,11 +59,15 @@ def sizes_of(subject: Subject, *, group_size: int, samples: int, longest: int) -
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Peaks by phase in bytes.  spilled, resident: of everything, with hidden states in a file and in memory."""
+    """Peaks by phase in bytes.  spilled, resident: of everything, with hidden states in a file and in memory.
+
+    states: of all hidden states, which "encode" alone has among its own.
+    """
 
     phases: dict[str, int]
     spilled: int
     resident: int
+    states: int = 0
 
 
 def plan(sizes: Sizes, base_bytes: int, *, method: str) -> MemoryPlan:
@@ -92,4 +96,4 @@ def plan(sizes: Sizes, base_bytes: int, *, method: str) -> MemoryPlan:
     }
     kept = {name: size + (states if name != "encode" else 0) for name, size in phases.items()} | graph
     phases |= graph
-    return MemoryPlan(phases, max(phases.values()), max(kept.values()))
+    return MemoryPlan(phases, max(phases.values()), max(kept.values()), states)

@@ -74,8 +74,8 @@ def _calibrate(subject: Subject, request: Request, budget_bytes: int) -> Plan:
     """As `quantize` plans it: one decoder layer at a time, and the hidden states of all samples, which a file can take."""
     longest = min(SEQLEN, subject.text.max_positions)
     sizes = quantize_plan.sizes_of(subject, group_size=request.group_size, samples=SAMPLES, longest=longest)
-    phases = quantize_plan.plan(sizes, 0, method="awq").phases
-    states = 4 * sizes.states
+    made = quantize_plan.plan(sizes, 0, method="awq")
+    phases, states = made.phases, made.states
     held = f"{SAMPLES} samples of {longest} tokens, a quarter of them three times"
     items = (
         PlanItem("calibrate.runtime", TORCH_RUNTIME_BYTES, tuple(phases), "torch and transformers", "bound"),

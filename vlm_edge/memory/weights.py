@@ -73,15 +73,22 @@ def projector_bytes(projector: ProjectorSpec, *, dtype: str) -> int:
 
 def tower_matrices(vision: VisionSpec) -> int:
     """Weights in the matrices of a tower's layers."""
-    each = 4 * vision.width**2 + (2 + vision.gated_mlp) * vision.width * vision.mlp
-    return min(vision.layers * each, vision.parameters)
+    return min(vision.layers * layer_matrices(vision), vision.parameters)
+
+
+def layer_matrices(vision: VisionSpec) -> int:
+    """Weights in the matrices of one layer of a tower."""
+    return 4 * vision.width**2 + (2 + vision.gated_mlp) * vision.width * vision.mlp
 
 
 def projector_matrices(projector: ProjectorSpec) -> int:
     """Weights in a projector's one or two matrices."""
-    inner = projector.hidden or projector.output
-    matrices = projector.input * inner + (inner * projector.output if projector.hidden else 0)
-    return min(matrices, projector.parameters)
+    return min(sum(matrices_of(projector)), projector.parameters)
+
+
+def matrices_of(projector: ProjectorSpec) -> tuple[int, int]:
+    """Weights in each of them; the second has none where nothing is hidden."""
+    return projector.input * (projector.hidden or projector.output), projector.hidden * projector.output
 
 
 def _tower_bytes(parameters: int, matrices: int, dtype: str) -> int:

@@ -23,6 +23,7 @@ from vlm_edge.backends.onnx.session import share_arena
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle, open_bundle
 from vlm_edge.core.contracts import Floats, LlmEngine
+from vlm_edge.core.embedding import EmbeddingTable
 from vlm_edge.core.load import parse
 from vlm_edge.core.shards import strict_json
 from vlm_edge.core.specs import TextSpec
@@ -69,6 +70,7 @@ def measured_phases(run: Run) -> dict[str, int]:
         graph = bundle.path("llm.graph", target="cpu") if run.prompt else None
         engine: Any = backend.engine(graph, spec.text, "cpu", run.threads, run.context) if graph else None
         encoder: Any = open_encoder(bundle, "cpu", run.threads) if run.image else None
+        table = bundle_files.embedding(bundle) if engine is not None else None
     rng = np.random.default_rng(0)
     kept = []
     for _ in range(run.images if run.image else 0):
@@ -79,13 +81,13 @@ def measured_phases(run: Run) -> dict[str, int]:
             features = encoder.encode({name: arrays[name] for name in encoder.inputs})
             kept.append(np.concatenate(list(features)) if features.ndim == 3 else features.copy())
         del arrays, features
-    if engine is not None:
+    if engine is not None and table is not None:
         with _phase("prefill", peaks):
-            logits = fed(engine, spec.text, _prompt(bundle, kept, run.prompt, rng))
+            logits = fed(engine, spec.text, _prompt(table, kept, run.prompt, rng))
         with _phase("decode", peaks):
             for _ in range(NEW_TOKENS):
                 choose(logits, temperature=1.0, top_p=0.9, rng=rng)
-                logits = fed(engine, spec.text, _rows(bundle, 1, rng))
+                logits = fed(engine, spec.text, _words(table, 1, rng))
     return peaks
 
 
@@ -97,23 +99,21 @@ def fed(engine: LlmEngine, text: TextSpec, embeds: Floats) -> Floats:
     return engine.forward(embeds, np.stack([counted] * 3))
 
 
-def _prompt(bundle: Bundle, features: Sequence[Floats], tokens: int, rng: np.random.Generator) -> Floats:
+def _prompt(table: EmbeddingTable, features: Sequence[Floats], tokens: int, rng: np.random.Generator) -> Floats:
     """Embeddings [tokens, D]: the visual ones, as far as they fit, and random words."""
-    prompt = np.empty((tokens, bundle.manifest.model.text.hidden), np.float32)
+    prompt = np.empty((tokens, table.shape[1]), np.float32)
     end = 0
     for visual in features:
         part = visual.reshape(-1, visual.shape[-1])[: tokens - end]
         prompt[end : end + len(part)] = part
         end += len(part)
-    prompt[end:] = _rows(bundle, tokens - end, rng)
+    prompt[end:] = _words(table, tokens - end, rng)
     return prompt
 
 
-def _rows(bundle: Bundle, count: int, rng: np.random.Generator) -> Floats:
-    """Embeddings [count, D] of random words, from the bundle's table."""
-    table = bundle_files.embedding(bundle)
-    rows: Floats = table.rows(rng.integers(0, table.shape[0], count).tolist())
-    return rows
+def _words(table: EmbeddingTable, count: int, rng: np.random.Generator) -> Floats:
+    """Embeddings [count, D] of random words."""
+    return table.rows(rng.integers(0, table.shape[0], count).tolist())
 
 
 def _prepared(bundle: Bundle, run: Run) -> dict[str, Any]:

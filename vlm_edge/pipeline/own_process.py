@@ -41,9 +41,7 @@ def peak_bytes(asked: Asked) -> int:
 
     Raises CheckFailed where that process fails.
     """
-    found = told_by(
-        _PROGRAM, asked, what="a question in a process of its own", remedy="ask it with vlm-edge run"
-    )  # fmt: skip
+    found = told_by(_PROGRAM, asked, what="a question in a process of its own", remedy="ask it with vlm-edge run")
     return int(found["peak_bytes"])
 
 
