@@ -191,12 +191,10 @@ def panels(of: Mapping[str, Figures]) -> dict[str, dict[str, float]]:
 
 def draw(of: Mapping[str, Figures], title: str, path: Path) -> None:
     """Bars, one panel a figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from vlm_edge.pipeline.figure import new_figure, save
 
     shown = panels(of)
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 9, what="the plot")
     for axes, (name, values) in zip(figure.subplots(len(shown), 1), shown.items(), strict=True):
         bars = axes.barh(list(values), list(values.values()), color=[COLORS[engine] for engine in values])
         axes.bar_label(bars, fmt="%.0f", padding=3)
@@ -205,4 +203,4 @@ def draw(of: Mapping[str, Figures], title: str, path: Path) -> None:
         axes.margins(x=0.1)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, format="png", dpi=120)
+    save(figure, path)

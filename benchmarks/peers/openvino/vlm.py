@@ -31,12 +31,12 @@ class GenAi:
     def __init__(self, folder: Path, threads: int, precision: str) -> None:
         self._folder, self._threads = folder, threads
         self._more = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+        self._settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **self._more}
         self._pipeline: openvino_genai.VLMPipeline | None = None
 
     def ask(self, image: str, new: int) -> Asked:
         if self._pipeline is None:
-            settings = {"INFERENCE_NUM_THREADS": self._threads, "PERFORMANCE_HINT": "LATENCY", **self._more}
-            self._pipeline = openvino_genai.VLMPipeline(str(self._folder), "CPU", **settings)
+            self._pipeline = openvino_genai.VLMPipeline(str(self._folder), "CPU", **self._settings)
         config = openvino_genai.GenerationConfig(
             max_new_tokens=new, ignore_eos=True, do_sample=False, apply_chat_template=False
         )
@@ -52,12 +52,13 @@ class GenAi:
     def parts(self) -> Parts:
         self._pipeline = None
         core = openvino.Core()
-        settings = {"INFERENCE_NUM_THREADS": self._threads, "PERFORMANCE_HINT": "LATENCY", **self._more}
         tower_graph = core.read_model(self._folder / TOWER)
-        tower = core.compile_model(tower_graph, "CPU", settings)
+        tower = core.compile_model(tower_graph, "CPU", self._settings)
         graph = core.read_model(self._folder / DECODER)
         keep_last_token(graph)
-        decoder = Embedded(graph, self._threads, self._more, core.compile_model(self._folder / TABLE, "CPU", settings))
+        decoder = Embedded(
+            graph, self._threads, self._more, core.compile_model(self._folder / TABLE, "CPU", self._settings)
+        )
         products = tower.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         vision = f"{matrices(tower_graph)} weights, {products} products"
         return Parts(facts(graph, decoder.compiled), decoder, vision, lambda pixels: tower(pixels)[0])
