@@ -41,19 +41,30 @@ def facts(bundle: Bundle) -> Facts:
     """From the bundle's own record; all of a decoder's data are read for each token, the embedding is a file apart."""
     text = bundle.manifest.model.text
     assert text is not None
-    report = json.loads((bundle.root / "reports/quantize.json").read_text())
-    options, cache = report["options"], bundle.manifest.kv_cache(TARGET) or "fp32"
-    zeros = "no zero points" if options["symmetric"] else "zero points"
+    cache = bundle.manifest.kv_cache(TARGET) or "fp32"
+    weights, head, activations = _precision(bundle)
     return Facts(
         version=f"onnxruntime {onnxruntime.__version__}",
-        weights=f"int4, groups of {options['group_size']}, {zeros}",
-        head=options["lm_head"],
+        weights=weights,
+        head=head,
         cache=cache,
-        activations=report["onnx"]["activations"],
+        activations=activations,
         vocabulary=text.vocab,
         read_bytes=bundle.path("llm.graph.data", target=TARGET).stat().st_size,
         position_bytes=2 * text.layers * text.kv_heads * text.head_dim * ELEMENT_BITS[cache] // 8,
     )
+
+
+def _precision(bundle: Bundle) -> tuple[str, str, str]:
+    """Of weights, lm_head and activations, in words; a decoder that was exported and not quantized has no report."""
+    graph = bundle.path("llm.graph", target=TARGET)
+    dtype = next(each.dtype for each in bundle.manifest.artifacts if bundle.root / each.path == graph)
+    if dtype in ("fp32", "fp16"):
+        return dtype, dtype, dtype
+    report = json.loads((bundle.root / "reports/quantize.json").read_text())
+    options = report["options"]
+    zeros = "no zero points" if options["symmetric"] else "zero points"
+    return f"int4, groups of {options['group_size']}, {zeros}", options["lm_head"], report["onnx"]["activations"]
 
 
 def main(folder: str, threads: str) -> None:

@@ -159,15 +159,11 @@ def markdown(
             _cell(each.token_ms, ".1f"), f"{each.peak_bytes / MIB:.0f}", *(_cell(error, ".1e") for error in errors),
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Memory was read at {bandwidth / 1e9:.1f} GB/s.",
-        "",
-        "| aim | measured | met |",
-        "| --- | --- | --- |",
-    ]
-    words = {True: "yes", False: "no", None: "not known"}
-    lines += [f"| {aim.said} | {aim.found} | {words[aim.met]} |" for aim in aims(of)]
+    lines += ["", f"Memory was read at {bandwidth / 1e9:.1f} GB/s."]
+    if judged := aims(of):
+        met = {True: "yes", False: "no", None: "not known"}
+        lines += ["", "| aim | measured | met |", "| --- | --- | --- |"]
+        lines += [f"| {aim.said} | {aim.found} | {met[aim.met]} |" for aim in judged]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
