@@ -25,12 +25,13 @@ from vlm_edge.core.bundle_writer import Staged
 from vlm_edge.core.checkpoint import Checkpoint
 from vlm_edge.core.contracts import Floats
 from vlm_edge.core.embedding import EmbeddingTable
+from vlm_edge.core.periodic import every
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import CheckFailed
 from vlm_edge.models.decoder_layers import StreamedDecoder
 from vlm_edge.models.text_template import write_template
 from vlm_edge.pipeline.export_llm import COMPONENT, EMBEDDING, PROMPT_TOKENS, check_text, sample_inputs
-from vlm_edge.quant.memory_limit import MemoryLimit, release, room_for_mapped
+from vlm_edge.quant.memory_limit import INTERVAL_S, MemoryLimit, release, room_for_mapped
 from vlm_edge.quant.packing import SUFFIXES, from_gemm
 from vlm_edge.quant.qparams import Quantized
 from vlm_edge.quant.sequences import Placement
@@ -130,11 +131,21 @@ def export_int4(job: Int4Job, stage: Path, on_note: Any) -> Int4Decoder:
 
 
 def _template(job: Int4Job, stage: Path) -> int:
-    """Peak memory of the builder, a process of its own."""
+    """Peak memory of the builder, a process of its own, as far as looking at it now and then tells.
+
+    What Linux records of a child that has ended (ru_maxrss) is no less than its parent held when it was started.
+    """
+    peak = 0
+
+    def look() -> None:
+        nonlocal peak
+        peak = max(peak, host.children_rss_bytes())
+
     write_template(job.checkpoint, stage / "template")
-    decoder.build_decoder(stage / "template", stage / "template-graph", precision=BUILDERS[job.target])
+    with every(INTERVAL_S, look, name="builder's memory"):
+        decoder.build_decoder(stage / "template", stage / "template-graph", precision=BUILDERS[job.target])
     shutil.rmtree(stage / "template")
-    return host.child_peak_bytes()
+    return peak
 
 
 class PackedLayers:

@@ -164,7 +164,8 @@ class Run:
         else:
             self.on_note(f"prepare {len(self.samples)} calibration samples")
             prompt, tower = self._prompt(stage)
-            sequences, counts = build_sequences(self.samples, prompt, tower, seqlen=self.seqlen, limit=self.limit)
+            with host.large_blocks_apart():
+                sequences, counts = build_sequences(self.samples, prompt, tower, seqlen=self.seqlen, limit=self.limit)
         calibrating, held_out = split(sequences)
         work.start(calibrating, held_out, counts)
         del sequences, calibrating, held_out
