@@ -135,7 +135,7 @@ class Look:
             tiling, tiles = (GIVEN if boxes else "none"), len(boxes)
         if tiles > limit_tiles:
             asked = f"--max-tiles {tiles}" if boxes is None else f"a question with {tiles} tiles"
-            raise BadInput(f"{asked} exceeds this bundle's limit", remedy=f"use {limit_tiles} tiles or fewer")
+            raise BadInput(f"{asked} exceeds this bundle's limit", remedy=_fewer_tiles(limit_tiles, family))
         reduce = options.reduce or defaults.reduce
         _check_reduction(reduce, family)
         keep = defaults.keep if options.keep is None else options.keep
@@ -155,6 +155,14 @@ class Look:
         )
 
 
+def _fewer_tiles(limit: int, family: VlmFamily) -> str:
+    if limit:
+        return f"use {limit} tile{'s' * (limit > 1)} or fewer"
+    if family.free_tiles:
+        return "leave --max-tiles out; vlm-edge build MODEL OUT --recipe FILE plans the bundle for limits.max_tiles of its recipe"
+    return "leave --max-tiles out: this bundle shows the whole image in one view"
+
+
 def allowed_reductions(family: VlmFamily) -> tuple[str, ...]:
     """What --reduce may be for a family: all of them work on the tokens behind the projector."""
     free = family.reducible and "after_projector" in family.merge_sites
@@ -165,7 +173,7 @@ def _check_reduction(reduce: str, family: VlmFamily) -> None:
     allowed = allowed_reductions(family)
     if reduce not in allowed:
         raise BadInput(
-            f"the visual tokens of {family.name} form a grid in the prompt, which --reduce {reduce} would break",
+            f"the visual tokens of {family.name} have a fixed number and order in the prompt, which --reduce {reduce} would break",
             remedy=f"use --reduce {' or '.join(allowed)}, which is all that this family allows",
         )
 
