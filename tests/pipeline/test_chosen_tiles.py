@@ -256,3 +256,18 @@ def test_positions_of_a_whole_grid_do_not_depend_on_how_it_is_told(made: Runnabl
     spans = [(3, None), (own.visual_tokens, own), (2, None)]
     told = [(3, None), (own.visual_tokens, everything), (2, None)]
     np.testing.assert_array_equal(rope_positions(spans), rope_positions(told))
+
+
+def test_several_images_have_tiles_of_their_own(made: Runnable) -> None:
+    size = SIZES[made.family]
+    images = [with_detail(size, [(0, 1)]), with_detail(size, [(1, 0), (1, 1)])]
+    pipeline, _ = made.pipeline()
+    alone = [pipeline.ask(image, QUESTION, auto(2)) for image in images]
+    together = pipeline.ask(images, QUESTION, auto(2))
+    assert (together.tiles, together.other_tiles) == (alone[0].tiles, (alone[1].tiles,))
+    assert len({alone[0].tiles, alone[1].tiles, ()}) == 3
+    assert together.tokens.visual_before == sum(answer.tokens.visual_before for answer in alone)
+    told = together.to_json()
+    assert [tile["box"] for tile in told["tiles_of_other_images"][0]] == [list(tile.box) for tile in alone[1].tiles]
+    assert "tiles_of_other_images" not in alone[0].to_json()
+    assert together.planned_peak_bytes >= max(answer.planned_peak_bytes for answer in alone)
