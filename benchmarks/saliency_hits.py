@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.scale_hits import SEED as SCALES_SEED
 from benchmarks.scale_hits import scales
 from recipes.nano.fonts import check_fonts
 from recipes.nano.grounds import HELD_OUT, on_texture
@@ -252,7 +253,9 @@ def main() -> None:
     commands.add_parser("cost").add_argument(
         "--whole-up-to", type=int, default=100, help="megapixels decoded in one piece"
     )
-    commands.add_parser("scales").add_argument("--pages", type=int, default=150)
+    by_scale = commands.add_parser("scales")
+    by_scale.add_argument("--pages", type=int, default=150)
+    by_scale.add_argument("--seed", type=int, default=SCALES_SEED)
     drawn = commands.add_parser("picture")
     drawn.add_argument("out", type=Path)
     drawn.add_argument("--page", type=int, default=2)
@@ -266,7 +269,7 @@ def main() -> None:
         case "cost":
             cost(arguments.whole_up_to)
         case "scales":
-            scales(arguments.pages)
+            scales(arguments.pages, arguments.seed)
         case "picture":
             picture(arguments.out, arguments.page)
         case _:

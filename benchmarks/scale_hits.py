@@ -1,6 +1,6 @@
 """Which scale of a family's own grid tiles should come from: lines that they show at a size that can be read.
 
-Run as `python -m benchmarks.saliency_hits scales [--pages 150]`.
+Run as `python -m benchmarks.saliency_hits scales [--pages 150] [--seed N]`.
 
 LLaVA-NeXT and InternVL cut an image into a grid of their own, which shrinks a large one; a finer grid has the image's own pixels and more
 tiles than may be shown. The finer one is taken where its best tiles hold FINE_SHARE of the saliency. Here that share is varied, from 0
@@ -22,7 +22,6 @@ from recipes.nano.held_out import FIRST_SEED, is_inside
 from recipes.nano.pages import Style, draw_page
 from vlm_edge.core.geometry import AnyResGeometry, TileGeometry, TokenGeometry
 from vlm_edge.core.layout import Box
-from vlm_edge.pipeline.metrics import wilson
 from vlm_edge.pipeline.paired import bootstrap, newcombe
 from vlm_edge.pipeline.tile_choice import FINE_SHARE, Choice, choices, finest, grid_cell_px
 from vlm_edge.vision import saliency
@@ -56,11 +55,11 @@ def shrunk(choice: Choice, width_px: int) -> float:
     return (x1 - x0) / width_px
 
 
-def page_hits(index: int, counted: dict[tuple[str, int, int, float], list[bool]]) -> int:
+def page_hits(seed: int, index: int, counted: dict[tuple[str, int, int, float], list[bool]]) -> int:
     """Add each line of a page to every way of choosing; returns how many lines there are."""
     factor = ENLARGED[index % len(ENLARGED)]
     least_px, most_px = (side // factor for side in SIDES_PX)
-    page = draw_page(np.random.default_rng((SEED, index)), Style(min_side_px=least_px, max_side_px=most_px))
+    page = draw_page(np.random.default_rng((seed, index)), Style(min_side_px=least_px, max_side_px=most_px))
     size = page.width * factor, page.height * factor
     pixels = np.asarray(Image.fromarray(page.image).resize(size, Image.Resampling.LANCZOS))
     lines = [line for line in page.lines if is_inside(line, page)]
@@ -90,13 +89,13 @@ def against(hits: Sequence[bool], base: Sequence[bool], pages: NDArray[np.intp])
     return float(b.mean() - a.mean()), min(outer[0], drawn[0]), max(outer[1], drawn[1])
 
 
-def scales(pages: int) -> None:
+def scales(pages: int, seed: int = SEED) -> None:
     """Print a table for each family, and where another share beats FINE_SHARE or loses."""
     check_fonts()
     counted: dict[tuple[str, int, int, float], list[bool]] = {}
     lengths = []
     for index in range(pages):
-        lengths.append(page_hits(index, counted))
+        lengths.append(page_hits(seed, index, counted))
         if (index + 1) % 10 == 0:
             print(f"{index + 1} pages", file=sys.stderr, flush=True)
     of_page = np.repeat(np.arange(pages), lengths)
@@ -104,16 +103,22 @@ def scales(pages: int) -> None:
     print("| family | tiles | letters from | " + " | ".join(f"{share:g}" for share in SHARES) + " |")
     print("| --- | ---: | ---: |" + " ---: |" * len(SHARES))
     for family in FAMILIES:
-        for count in COUNTS:
-            for least in LEGIBLE_PX:
-                base = counted[family, count, least, FINE_SHARE]
-                cells = []
-                for share in SHARES:
-                    hits = counted[family, count, least, share]
-                    low, high = wilson(sum(hits), len(hits))
-                    cell = f"{np.mean(hits):.1%} ({100 * low:.1f}-{100 * high:.1f})"
-                    if hits != base:
-                        mean, low, high = against(hits, base, of_page)
-                        cell = f"{np.mean(hits):.1%}, {100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-                    cells.append(cell)
-                print(f"| {family} | {count} | {least} px | {' | '.join(cells)} |")
+        ways = [(count, least) for count in COUNTS for least in LEGIBLE_PX]
+        for count, least in ways:
+            by_share = {share: counted[family, count, least, share] for share in SHARES}
+            print(f"| {family} | {count} | {least} px | {_cells(by_share, of_page)} |")
+        pooled = {share: [hit for way in ways for hit in counted[family, *way, share]] for share in SHARES}
+        print(f"| {family} | all | all | {_cells(pooled, np.tile(of_page, len(ways)))} |")
+
+
+def _cells(by_share: dict[float, list[bool]], of_page: NDArray[np.intp]) -> str:
+    """Hit rates, that of FINE_SHARE with its own interval, the others with that of the difference to it."""
+    cells, base = [], by_share[FINE_SHARE]
+    for hits in by_share.values():
+        if hits == base:
+            low, high = bootstrap(np.array(hits, np.float64), of_page)
+            cells.append(f"{np.mean(hits):.1%} ({100 * low:.1f}-{100 * high:.1f})")
+        else:
+            mean, low, high = against(hits, base, of_page)
+            cells.append(f"{np.mean(hits):.1%}, {100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+    return " | ".join(cells)

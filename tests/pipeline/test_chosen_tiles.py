@@ -13,10 +13,11 @@ from tests import runnable, tiny_vlms
 from tests.image_bytes import noise
 from tests.runnable import QUESTIONS, Runnable, Variant
 from vlm_edge import AskOptions
-from vlm_edge.core.geometry import visual_token_count
+from vlm_edge.core.geometry import ImageLayout, visual_token_count
 from vlm_edge.models import packed_settings
 from vlm_edge.models.qwen_prompt import rope_positions
 from vlm_edge.pipeline.question_plan import source_header
+from vlm_edge.pipeline.tile_choice import Choice, finest
 
 QUESTION = QUESTIONS[0]
 PINPOINTS = [[28, 56], [56, 28], [56, 84]]
@@ -271,3 +272,10 @@ def test_several_images_have_tiles_of_their_own(made: Runnable) -> None:
     assert [tile["box"] for tile in told["tiles_of_other_images"][0]] == [list(tile.box) for tile in alone[1].tiles]
     assert "tiles_of_other_images" not in alone[0].to_json()
     assert together.planned_peak_bytes >= max(answer.planned_peak_bytes for answer in alone)
+
+
+@pytest.mark.parametrize(("shares", "taken"), [((0.75, 1.0), 0), ((0.74, 0.2), 1), ((0.1,), 0), ((1.0, 1.0), 0)])
+def test_the_finest_scale_that_holds_enough_is_taken(shares: tuple[float, ...], taken: int) -> None:
+    made = [Choice(ImageLayout((28, 28), (0, 0, 28, 28), 1, 4), (), (), share) for share in shares]
+    assert finest(made) is made[taken]
+    assert finest(made, 0.0) is made[0]

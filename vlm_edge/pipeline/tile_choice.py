@@ -20,8 +20,11 @@ MOST_CELLS = 1 << 20
 """An image with more cells than this gets larger ones: placing tiles takes about 100 bytes a cell."""
 LEAST_CELL_PX = 4
 """In a smaller cell no stroke both rises and falls."""
-FINE_SHARE = 0.5
-"""Of an image's saliency: where tiles of a fine grid would show less than this, the family's own coarser grid shows more."""
+FINE_SHARE = 0.75
+"""Of an image's saliency: where tiles of a fine grid would show less than this, the family's own coarser grid shows more.
+
+Measured: `python -m benchmarks.saliency_hits scales`, benchmarks/results/scale_hits.md.
+"""
 NOVELTY = "novelty"
 
 
