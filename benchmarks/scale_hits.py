@@ -2,10 +2,10 @@
 
 Run as `python -m benchmarks.saliency_hits scales [--pages 150] [--seed N]`.
 
-LLaVA-NeXT and InternVL cut an image into a grid of their own, which shrinks a large one; a finer grid has the image's own pixels and more
-tiles than may be shown. The finer one is taken where its best tiles hold FINE_SHARE of the saliency. Here that share is varied, from 0
-(always the finer grid) to 1 (almost always the family's own), over pages whose lines the generator knows. A line is hit when chosen
-tiles cover all of it and its letters are at least so many px high in them (`size_px` of the face times the scale).
+LLaVA-NeXT and InternVL cut an image into a grid of their own, which shrinks a large one; a finer grid has the image's own pixels
+and more tiles than may be shown. The finer one is taken where its best tiles hold FINE_SHARE of the saliency. Here that share is
+varied, from 0 (always the finer grid) to 1 (almost always the family's own), over pages whose lines the generator knows. A line is
+hit when chosen tiles cover all of it and its letters are at least so many px high in them (`size_px` of the face times the scale).
 """
 
 from __future__ import annotations

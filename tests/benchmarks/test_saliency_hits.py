@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import saliency_hits, scale_hits
+from recipes.nano.fonts import FontsMissing
 from recipes.nano.pages import Line, Page
 from vlm_edge.vision.tiling import Tile
 
@@ -43,7 +45,10 @@ def test_a_line_may_lie_over_tiles_that_cover_it_together() -> None:
 
 def test_the_tables_of_scales(capsys: pytest.CaptureFixture[str]) -> None:
     """One page: where no coarser scale may be taken, letters keep their size, so no row has fewer hits for smaller letters."""
-    scale_hits.scales(1)
+    try:
+        scale_hits.scales(1)
+    except FontsMissing as missing:
+        pytest.skip(str(missing))
     told = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told[3:]]
     assert {row[0] for row in rows} == set(scale_hits.FAMILIES)
@@ -53,5 +58,6 @@ def test_the_tables_of_scales(capsys: pytest.CaptureFixture[str]) -> None:
             shares = [
                 [float(cell.partition("%")[0]) for cell in row[3:]] for row in rows if row[:2] == [family, str(count)]
             ]
-            assert all(more >= fewer for a, b in zip(shares, shares[1:], strict=False) for more, fewer in zip(a, b, strict=True))
+            for smaller, larger in itertools.pairwise(shares):
+                assert all(more >= fewer for more, fewer in zip(smaller, larger, strict=True))
             assert shares[0][0] == shares[-1][0]

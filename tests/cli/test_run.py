@@ -16,8 +16,8 @@ from PIL import Image
 
 from tests.cli.program import VLM_EDGE, in_checkout
 from tests.image_bytes import png
-from vlm_edge.cli.main import execute
 from vlm_edge.backends.onnx.graph_builder import GraphBuilder
+from vlm_edge.cli.main import execute
 from vlm_edge.core import host
 from vlm_edge.core.bundle import hash_file, open_bundle, write_manifest
 from vlm_edge.core.resources import resource_dir

@@ -137,7 +137,7 @@ def test_more_tiles_than_planned_for_are_refused(tiling: str) -> None:
 @pytest.mark.parametrize("options", [{"max_tiles": 2}, {"tiling": "auto"}, {"saliency": "novelty"}])
 def test_a_bundle_without_tiles_says_how_to_get_some(options: dict[str, Any]) -> None:
     """As export leaves one that may lay them anywhere, until a recipe says how many fit."""
-    with pytest.raises(BadInput, match="limit|no tiles") as caught:
+    with pytest.raises(BadInput, match=r"limit|no tiles") as caught:
         Look.of(AskOptions(**options), OWN, 0, LLAVA)
     assert "build MODEL OUT --recipe" in caught.value.remedy
     assert Look.of(AskOptions(tiling="auto", max_tiles=0), OWN, 0, LLAVA).max_tiles == 0

@@ -108,7 +108,13 @@ class Choice:
 
 
 def choices(
-    found: Floats, geometry: TokenGeometry, scales: Sequence[ImageLayout], image_px: Size, *, cell_px: int, max_tiles: int
+    found: Floats,
+    geometry: TokenGeometry,
+    scales: Sequence[ImageLayout],
+    image_px: Size,
+    *,
+    cell_px: int,
+    max_tiles: int,
 ) -> list[Choice]:
     """Up to `max_tiles` tiles of each scale, by a map of saliency."""
     made = []
