@@ -2,6 +2,7 @@
 
 python -m benchmarks.saliency_hits hits [--pages 150]      share of lines that tiles show in full, on paper and on textures
 python -m benchmarks.saliency_hits cost                    milliseconds and peak memory at 2, 24, 100 and 400 megapixels
+python -m benchmarks.saliency_hits scales [--pages 150]    the same by the scale of a family's grid, see scale_hits.py
 python -m benchmarks.saliency_hits picture OUT.png         a textured page with the six tiles of two sources
 
 Pages have seeds and textures that no training has seen. A line counts when `visibility` says that tiles show its key and value in
@@ -24,6 +25,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.scale_hits import SEED as SCALES_SEED
+from benchmarks.scale_hits import scales
 from recipes.nano.fonts import check_fonts
 from recipes.nano.grounds import HELD_OUT, on_texture
 from recipes.nano.held_out import FIRST_SEED, is_inside
@@ -250,6 +253,9 @@ def main() -> None:
     commands.add_parser("cost").add_argument(
         "--whole-up-to", type=int, default=100, help="megapixels decoded in one piece"
     )
+    by_scale = commands.add_parser("scales")
+    by_scale.add_argument("--pages", type=int, default=150)
+    by_scale.add_argument("--seed", type=int, default=SCALES_SEED)
     drawn = commands.add_parser("picture")
     drawn.add_argument("out", type=Path)
     drawn.add_argument("--page", type=int, default=2)
@@ -262,6 +268,8 @@ def main() -> None:
             hits(arguments.pages)
         case "cost":
             cost(arguments.whole_up_to)
+        case "scales":
+            scales(arguments.pages, arguments.seed)
         case "picture":
             picture(arguments.out, arguments.page)
         case _:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+import vlm_edge.models
 from tests import exportable
 from tests.fake_hub import speaking_to
 from vlm_edge.cli.main import execute
@@ -229,3 +230,37 @@ def test_options_that_cannot_be_met(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert said in refused(capsys, made / "tiny", tmp_path / "out", *words)[0]
     assert not (tmp_path / "out").exists()
+
+
+FAMILY = """
+from dataclasses import replace
+from vlm_edge.models.llava import FAMILY
+FAMILY = replace(FAMILY, name="halfway", model_types=("halfway",))
+"""
+PARTS = {"components": "", "images": "from vlm_edge.models.llava.images import *\n"}
+
+
+@pytest.mark.parametrize(("there", "missing"), [(("components",), "images"), (("components", "images"), "prompt")])
+def test_a_family_that_is_not_finished_names_the_file_that_it_lacks(
+    there: tuple[str, ...],
+    missing: str,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = copy / "families" / "halfway"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(FAMILY)
+    for part in there:
+        (folder / f"{part}.py").write_text(PARTS[part])
+    monkeypatch.setattr("vlm_edge.models.__path__", [*vlm_edge.models.__path__, str(folder.parent)])
+    config(copy / "tiny", model_type="halfway")
+    try:
+        error, fix = refused(capsys, copy / "tiny", copy / "new")
+    finally:
+        for name in [name for name in sys.modules if name.startswith("vlm_edge.models.halfway")]:
+            del sys.modules[name]
+        vars(vlm_edge.models).pop("halfway", None)
+    assert f"the model family halfway has no {missing}.py" in error
+    assert "models/halfway/" in fix
+    assert not (copy / "new" / "manifest.json").exists()

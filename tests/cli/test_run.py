@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.cli.program import VLM_EDGE, in_checkout
 from tests.image_bytes import png
+from vlm_edge.backends.onnx.graph_builder import GraphBuilder
 from vlm_edge.cli.main import execute
 from vlm_edge.core import host
 from vlm_edge.core.bundle import hash_file, open_bundle, write_manifest
@@ -333,3 +334,43 @@ def test_a_family_with_rules_of_its_own_refuses_before_anything_is_loaded(
     message = refused("run", str(PAGE), "what is the total?", "--bundle", str(own_rules), *options)
     assert says in message
     assert remedy in message
+
+
+def red_model(path: Path, *, stride: int = 8) -> Path:
+    """A saliency model of a user's own: how much redder than green each stride x stride px are."""
+    onnx = pytest.importorskip("onnx")
+    graph = GraphBuilder("")
+    red, green = (graph.op("Gather", "image", graph.integers(channel), axis=1) for channel in (0, 1))
+    redder = graph.op("Relu", graph.op("Sub", red, green))
+    pooled = graph.op("AveragePool", redder, kernel_shape=[stride, stride], strides=[stride, stride])
+    graph.op("Squeeze", pooled, graph.integers(1), output="lesions")
+    shapes = [("image", ("n", 3, "h", "w"))], [("lesions", np.float32, ("n", "r", "c"))]
+    onnx.save(graph.model("lesions", *shapes), str(path))
+    return path
+
+
+def test_a_saliency_model_of_the_users_own_places_the_tiles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    rng = np.random.default_rng(3)
+    image = np.full((700, 900, 3), 200, np.uint8)
+    image[20:100, 20:300] = np.repeat(rng.integers(0, 2, (80, 280, 1), np.uint8) * 255, 3, axis=2)  # black on white
+    image[500:560, 700:780] = (220, 60, 60)
+    Image.fromarray(image).save(tmp_path / "slide.png")
+    asked = ["run", str(tmp_path / "slide.png"), TOTAL, "--max-tiles", "1", "--max-new-tokens", "1", "--json"]
+
+    def tile(*options: str) -> list[int]:
+        assert execute([*asked, *options]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["tiles"]
+        return list(found["box"])
+
+    x0, y0, x1, y1 = tile("--saliency-model", str(red_model(tmp_path / "lesions.onnx")))
+    assert x0 <= 700
+    assert y0 <= 500
+    assert x1 >= 780
+    assert y1 >= 560
+    assert tile("--saliency", "detail")[1] < 100
+    wrong = red_model(tmp_path / "wrong.onnx", stride=48)
+    error = refused(*asked[:-1], "--saliency-model", str(wrong))
+    assert "wrong.onnx gives" in error
+    assert "[N, H / s, W / s]" in error

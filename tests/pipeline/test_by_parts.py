@@ -13,13 +13,16 @@ from tests import runnable
 from tests.runnable import PREPROCESSOR, QUESTIONS, VARIANTS, Runnable
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.bundle import open_bundle
+from vlm_edge.core.geometry import PatchGeometry
 from vlm_edge.errors import BadImage
 from vlm_edge.pipeline import question_plan
 from vlm_edge.pipeline.embedded import NANO
+from vlm_edge.pipeline.explain import explain_answer
 from vlm_edge.pipeline.options import Look
 from vlm_edge.pipeline.question_plan import open_picture, plan, source_header
-from vlm_edge.vision import bands, saliency
+from vlm_edge.vision import bands, saliency, sources
 from vlm_edge.vision.raster import FileRaster
+from vlm_edge.vision.tiling import Tile
 
 PAGE = Path(__file__).parents[2] / "calibration/pages/receipt.png"
 QUESTION = "what is the total?"
@@ -175,3 +178,26 @@ def test_a_family_that_needs_the_whole_gets_it(tmp_path: Path) -> None:
     assert isinstance(open_picture(made.bundle, path, header, look, 1 << 30), np.ndarray)
     pipeline, _ = made.pipeline()
     assert pipeline.ask(path, QUESTIONS[0], AskOptions(max_new_tokens=1)).tokens.visual_before > 0
+
+
+@pytest.mark.usefixtures("by_parts")
+def test_a_picture_of_it_is_made_by_parts_too(
+    tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--explain shows what it does of the whole image, and never holds that."""
+    answer, geometry = pipeline.ask(PAGE, QUESTION), pipeline.bundle.manifest.model.geometry
+    own = tuple(Tile(x, y, x + 661, y + 672, 0.0) for y in (0, 672) for x in (0, 661))
+    cut = replace(answer, tiles=own, members=(), views=(*(tile.box for tile in own), (0, 0, 1322, 1344)))
+    patches = PatchGeometry(448, (16, 16), patch_px=14, merge=2, min_pixels=3136, max_pixels=12_845_056)
+    for shown, by in ((answer, geometry), (cut, geometry), (cut, patches)):
+        pictures = []
+        for image in (np.asarray(Image.open(PAGE).convert("RGB")), PAGE):
+            with monkeypatch.context() as patch:
+                if image is PAGE:
+                    patch.setattr(sources, "load_image", lambda *_, **__: pytest.fail("decoded whole"))
+                explain_answer(image, shown, tmp_path / "seen.png", geometry=by, question=QUESTION)
+            pictures.append(np.asarray(Image.open(tmp_path / "seen.png").convert("L"), np.float64))
+        whole, parts = pictures
+        assert whole.shape == parts.shape
+        assert np.abs(whole - parts).mean() < 0.5
+        assert np.corrcoef(whole.ravel(), parts.ravel())[0, 1] > 0.99

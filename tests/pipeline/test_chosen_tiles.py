@@ -13,10 +13,11 @@ from tests import runnable, tiny_vlms
 from tests.image_bytes import noise
 from tests.runnable import QUESTIONS, Runnable, Variant
 from vlm_edge import AskOptions
-from vlm_edge.core.geometry import visual_token_count
+from vlm_edge.core.geometry import ImageLayout, visual_token_count
 from vlm_edge.models import packed_settings
 from vlm_edge.models.qwen_prompt import rope_positions
 from vlm_edge.pipeline.question_plan import source_header
+from vlm_edge.pipeline.tile_choice import Choice, finest
 
 QUESTION = QUESTIONS[0]
 PINPOINTS = [[28, 56], [56, 28], [56, 84]]
@@ -256,3 +257,25 @@ def test_positions_of_a_whole_grid_do_not_depend_on_how_it_is_told(made: Runnabl
     spans = [(3, None), (own.visual_tokens, own), (2, None)]
     told = [(3, None), (own.visual_tokens, everything), (2, None)]
     np.testing.assert_array_equal(rope_positions(spans), rope_positions(told))
+
+
+def test_several_images_have_tiles_of_their_own(made: Runnable) -> None:
+    size = SIZES[made.family]
+    images = [with_detail(size, [(0, 1)]), with_detail(size, [(1, 0), (1, 1)])]
+    pipeline, _ = made.pipeline()
+    alone = [pipeline.ask(image, QUESTION, auto(2)) for image in images]
+    together = pipeline.ask(images, QUESTION, auto(2))
+    assert (together.tiles, together.other_tiles) == (alone[0].tiles, (alone[1].tiles,))
+    assert len({alone[0].tiles, alone[1].tiles, ()}) == 3
+    assert together.tokens.visual_before == sum(answer.tokens.visual_before for answer in alone)
+    told = together.to_json()
+    assert [tile["box"] for tile in told["tiles_of_other_images"][0]] == [list(tile.box) for tile in alone[1].tiles]
+    assert "tiles_of_other_images" not in alone[0].to_json()
+    assert together.planned_peak_bytes >= max(answer.planned_peak_bytes for answer in alone)
+
+
+@pytest.mark.parametrize(("shares", "taken"), [((0.75, 1.0), 0), ((0.74, 0.2), 1), ((0.1,), 0), ((1.0, 1.0), 0)])
+def test_the_finest_scale_that_holds_enough_is_taken(shares: tuple[float, ...], taken: int) -> None:
+    made = [Choice(ImageLayout((28, 28), (0, 0, 28, 28), 1, 4), (), (), share) for share in shares]
+    assert finest(made) is made[taken]
+    assert finest(made, 0.0) is made[0]

@@ -123,7 +123,7 @@ def test_views_with_a_grid_of_their_own_can_be_reduced(made: Runnable, reduce: s
         counts = pipeline.ask(photo(90, 61), QUESTIONS[0], options).tokens
         assert 0 < counts.visual_after < counts.visual_before
     else:
-        with pytest.raises(BadInput, match="grid in the prompt"):
+        with pytest.raises(BadInput, match="fixed number and order"):
             pipeline.ask(photo(90, 61), QUESTIONS[0], options)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import runnable
@@ -16,7 +19,7 @@ from tests.pipeline.test_hostile_bundles import reseal
 from tests.runnable import Runnable
 from vlm_edge import AskOptions
 from vlm_edge.core.bundle import open_bundle
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import BadInput, VlmEdgeError
 
 FAMILIES = tuple(runnable.SPECIAL)
 MANIFESTS, CONTENTS = 24, 12
@@ -80,3 +83,68 @@ def test_contents(made: Runnable, copy: Path) -> None:
         answers += outcome(made, reseal(copy))
         (copy / name).write_bytes(originals[name])
     assert 0 < answers < CONTENTS
+
+
+IMAGES = {
+    "a pixel": noise(1, 1),
+    "1 px wide": noise(300, 1),
+    "1 px high and 30,000 wide": noise(1, 30_000),
+    "a strip": noise(60, 30_000),
+    "blank": np.full((150, 200, 3), 255, np.uint8),
+    "noise": noise(150, 200),
+}
+TOO_LONG = {"1 px wide", "1 px high and 30,000 wide", "a strip"}
+REFUSED = {
+    "idefics2": {"auto": set(IMAGES)},
+    "paligemma": {"auto": set(IMAGES)},
+    "llava": {"auto": set(IMAGES)},
+    "qwen2_vl": {"auto": TOO_LONG, "none": TOO_LONG},
+    "qwen2_5_vl": {"auto": TOO_LONG, "none": TOO_LONG},
+}
+"""What a family does not take: tiles that it does not have (LLaVA: that no recipe planned for), sides of more than 200:1."""
+MOST_BYTES = 64 << 20
+"""For an image that takes 5 MiB decoded."""
+
+
+@pytest.mark.parametrize("tiling", ["auto", "none"])
+def test_images_of_any_shape(made: Runnable, tiling: str) -> None:
+    pipeline, _ = made.pipeline()
+    for name, image in IMAGES.items():
+        tracemalloc.start()
+        if name in REFUSED.get(made.family, {}).get(tiling, ()):
+            with pytest.raises(BadInput) as caught:
+                pipeline.ask(image, "what is it?", AskOptions(tiling=tiling))
+            assert caught.value.remedy
+        else:
+            answer = pipeline.ask(image, "what is it?", AskOptions(tiling=tiling, max_new_tokens=1))
+            assert 0 < answer.tokens.visual_after <= answer.tokens.visual_before <= 100
+            assert answer.tiles == () or tiling == "auto"
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < MOST_BYTES, name
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"max_tiles": 999}, "--max-tiles 999 exceeds"), ({"reduce": "tome", "keep": 1e-9}, ""), ({"keep": 1.0}, "")],
+)
+def test_options_at_their_ends(made: Runnable, options: dict[str, Any], says: str) -> None:
+    pipeline, _ = made.pipeline()
+    fixed = made.family in ("idefics2", "qwen2_vl", "qwen2_5_vl") and "reduce" in options
+    if says or fixed:
+        with pytest.raises(BadInput, match=says or "--reduce tome") as caught:
+            pipeline.ask(IMAGE, "what is it?", AskOptions(**options))
+        assert caught.value.remedy
+    else:
+        counts = pipeline.ask(IMAGE, "what is it?", AskOptions(**options, max_new_tokens=1)).tokens
+        assert 0 < counts.visual_after <= counts.visual_before
+
+
+def test_a_family_for_the_planner_alone_is_not_run(made: Runnable, copy: Path) -> None:
+    path = copy / "manifest.json"
+    plain = json.loads(path.read_text())
+    plain["model"]["family"] = "mllama"
+    path.write_bytes(seal(json.dumps(plain).encode()))
+    error = asked(made, copy)
+    assert isinstance(error, BadInput)
+    assert "can be planned, not run" in error.message

@@ -128,10 +128,23 @@ def test_without_tiling_there_are_no_tiles() -> None:
 
 @pytest.mark.parametrize("tiling", TILINGS)
 def test_more_tiles_than_planned_for_are_refused(tiling: str) -> None:
-    assert Look.of(AskOptions(tiling=tiling, max_tiles=6), DEFAULTS, 6, LLAVA).max_tiles in (0, 6, LLAVA)
+    assert Look.of(AskOptions(tiling=tiling, max_tiles=6), DEFAULTS, 6, LLAVA).max_tiles in (0, 6)
     with pytest.raises(BadInput, match="exceeds this bundle's limit") as caught:
         Look.of(AskOptions(tiling=tiling, max_tiles=7), DEFAULTS, 6, LLAVA)
     assert "6" in caught.value.remedy
+
+
+@pytest.mark.parametrize("options", [{"max_tiles": 2}, {"tiling": "auto"}, {"saliency": "novelty"}])
+def test_a_bundle_without_tiles_says_how_to_get_some(options: dict[str, Any]) -> None:
+    """As export leaves one that may lay them anywhere, until a recipe says how many fit."""
+    with pytest.raises(BadInput, match=r"limit|no tiles") as caught:
+        Look.of(AskOptions(**options), OWN, 0, LLAVA)
+    assert "build MODEL OUT --recipe" in caught.value.remedy
+    assert Look.of(AskOptions(tiling="auto", max_tiles=0), OWN, 0, LLAVA).max_tiles == 0
+    assert Look.of(AskOptions(), OWN, 0, LLAVA).max_tiles == 0
+    with pytest.raises(BadInput, match="limit") as caught:
+        Look.of(AskOptions(max_tiles=2), OWN, 0, QWEN)
+    assert "leave --max-tiles out" in caught.value.remedy
 
 
 INTERNVL, QWEN = discover.family("internvl"), discover.family("qwen2_vl")
@@ -163,8 +176,9 @@ def test_or_the_most_salient_tiles_of_its_own_grid() -> None:
 
 
 @pytest.mark.parametrize("reduce", ["threshold", "random", "downsample"])
-def test_visual_tokens_that_form_a_grid_in_the_prompt_stay_as_they_are(reduce: str) -> None:
-    with pytest.raises(BadInput, match=reduce) as caught:
-        Look.of(AskOptions(reduce=reduce), OWN, 12, QWEN)
-    assert "--reduce none" in caught.value.remedy
+def test_visual_tokens_that_are_fixed_in_the_prompt_stay_as_they_are(reduce: str) -> None:
+    for family in (QWEN, discover.family("qwen2_5_vl"), discover.family("idefics2")):
+        with pytest.raises(BadInput, match=f"fixed number and order.*{reduce}") as caught:
+            Look.of(AskOptions(reduce=reduce), OWN, 12, family)
+        assert "--reduce none" in caught.value.remedy
     assert Look.of(AskOptions(reduce=reduce), OWN, 12, INTERNVL).reduce == reduce

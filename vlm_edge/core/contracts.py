@@ -157,7 +157,7 @@ class VlmFamily:
     model_types: the `model_type` values of config.json that are this family.
     free_tiles: whether tiles may lie anywhere on the image; otherwise a family cuts its images by its own rules.
     chosen_tiles: whether some tiles of the family's grid may be shown without the others (see TokenGeometry.scales).
-    reducible: whether views may have any number of tokens; false where their order makes a grid in the prompt.
+    reducible: whether views may have any number of tokens; false where number and order are fixed in the prompt.
     dialects: how it writes boxes and points; the first in which an answer holds any is taken.
     """
 

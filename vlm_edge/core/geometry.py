@@ -293,7 +293,9 @@ class QuarterGeometry(TokenGeometry):
         if not self.split:
             return (whole,)
         if min(image_px) < 2:
-            raise BadInput(f"an image of {width}x{height} px cannot be cut in four", remedy="give a larger image")
+            raise BadInput(
+                f"an image of {width}x{height} px cannot be cut in four", remedy="use --tiling none, or a larger image"
+            )
         xs, ys = ((0, width // 2), (width // 2, width)), ((0, height // 2), (height // 2, height))
         return (*((x0, y0, x1, y1) for y0, y1 in ys for x0, x1 in xs), whole)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,8 @@ class Answer:
     """
     views: tuple[tuple[int, int, int, int], ...] = field(default=(), repr=False)
     """What each view of the first image shows, in the encoder's order; empty where that is the whole image, then the tiles."""
+    other_tiles: tuple[tuple[Tile, ...], ...] = field(default=(), repr=False)
+    """Of the second image and those behind it, each in its own pixels."""
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `vlm-edge run --json` prints."""
@@ -54,7 +56,8 @@ class Answer:
                 "prompt": counts.prompt,
                 "generated": counts.generated,
             },
-            "tiles": [{"box": list(tile.box), "score": round(tile.score, 3)} for tile in self.tiles],
+            "tiles": _plain(self.tiles),
+            **({"tiles_of_other_images": [_plain(tiles) for tiles in self.other_tiles]} if self.other_tiles else {}),
             "boxes": [{"label": item.label, "box": list(item.box), "clipped": item.clipped} for item in self.boxes],
             "points": [
                 {"label": item.label, "point": list(item.point), "clipped": item.clipped} for item in self.points
@@ -65,3 +68,7 @@ class Answer:
             "bundle": self.bundle,
             "device": self.device,
         }
+
+
+def _plain(tiles: Sequence[Tile]) -> list[dict[str, Any]]:
+    return [{"box": list(tile.box), "score": round(tile.score, 3)} for tile in tiles]

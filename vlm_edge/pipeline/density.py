@@ -8,10 +8,10 @@ from PIL import Image
 
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.pipeline.answer import Answer
-from vlm_edge.pipeline.view_panels import OUTLINE, titled
+from vlm_edge.pipeline.view_panels import OUTLINE, at_size, titled
 from vlm_edge.tokens.positions import DROPPED
+from vlm_edge.vision.raster import Picture
 
-Rgb = NDArray[np.uint8]
 MEGAPIXEL = 1_000_000
 _STRONGEST = 0.85
 """Share of the colour where tokens are densest; the image shows through."""
@@ -53,11 +53,11 @@ def _edges(begin: int, end: int, count: int, scale: float) -> list[int]:
 
 
 def density_panel(
-    pixels: Rgb, image_px: tuple[int, int], answer: Answer, geometry: TokenGeometry, *, longest_px: int
+    pixels: Picture, image_px: tuple[int, int], answer: Answer, geometry: TokenGeometry, *, longest_px: int
 ) -> Image.Image:
     """The image in grey, the more green the more tokens stand for a place, on a logarithmic scale.
 
-    pixels: RGB uint8 [H, W, 3], which may be smaller than the source of image_px (width, height).  longest_px: of the panel.
+    pixels: RGB uint8 [H, W, 3], or a raster; may be smaller than the source of image_px (width, height).  longest_px: of the panel.
     """
     scale = longest_px / max(image_px)
     shown = tuple(max(1, round(side * scale)) for side in image_px)
@@ -69,6 +69,6 @@ def density_panel(
     strength = (
         np.where(density > 0, 0.15 + 0.85 * np.log(np.maximum(density, least) / least) / spread, 0.0) * _STRONGEST
     )
-    grey = np.asarray(Image.fromarray(pixels).convert("L").resize(size, reducing_gap=3.0), np.float64)[..., None]
+    grey = np.asarray(at_size(pixels, size, Image.Resampling.BICUBIC).convert("L"), np.float64)[..., None]
     mixed = grey * (1 - strength[..., None]) + np.array(OUTLINE) * strength[..., None]
     return titled(f"tokens by area: {least:,.0f} to {most:,.0f} a megapixel", Image.fromarray(mixed.astype(np.uint8)))

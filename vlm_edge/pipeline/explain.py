@@ -15,10 +15,12 @@ from PIL import Image
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.answer import Answer
-from vlm_edge.pipeline.picture import SOURCE_PX, Rgb, compose, summary
+from vlm_edge.pipeline.picture import SOURCE_PX, compose, summary
+from vlm_edge.pipeline.question_plan import source_header
 from vlm_edge.pipeline.written import check_output, written
 from vlm_edge.units import format_bytes
 from vlm_edge.vision import sources
+from vlm_edge.vision.raster import FileRaster, Picture
 from vlm_edge.vision.sources import Source
 
 SUFFIXES = (".png", ".html")
@@ -65,13 +67,18 @@ def explain_answer(image: Source, answer: Answer, path: Path, *, geometry: Token
         stream.write(content)
 
 
-def _load(image: Source, *, full: bool) -> tuple[Rgb, tuple[int, int]]:
-    """Pixels [H, W, 3] and the source's (width, height); without tiles nothing needs a large JPEG in full."""
-    if full or isinstance(image, np.ndarray | Image.Image):
+def _load(image: Source, *, full: bool) -> tuple[Picture, tuple[int, int]]:
+    """An image's pixels and (width, height): by parts where a run reads it so; without tiles nothing needs a large JPEG in full."""
+    if isinstance(image, np.ndarray | Image.Image):
         source = sources.load_image(image, max_pixels=ANY_PIXELS)
         return source.pixels, (source.width, source.height)
-    header = sources.probe(image, max_pixels=ANY_PIXELS)
-    return sources.load_reduced(image, at_least_px=SOURCE_PX, max_pixels=ANY_PIXELS), (header.width, header.height)
+    header = source_header(image, ANY_PIXELS)
+    size = header.width, header.height
+    if header.band_px:
+        return FileRaster(image, *size, ANY_PIXELS), size
+    if full:
+        return sources.load_image(image, max_pixels=ANY_PIXELS).pixels, size
+    return sources.load_reduced(image, at_least_px=SOURCE_PX, max_pixels=ANY_PIXELS), size
 
 
 def _page(picture: bytes, answer: Answer, question: str) -> str:

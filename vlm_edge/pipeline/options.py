@@ -135,7 +135,12 @@ class Look:
             tiling, tiles = (GIVEN if boxes else "none"), len(boxes)
         if tiles > limit_tiles:
             asked = f"--max-tiles {tiles}" if boxes is None else f"a question with {tiles} tiles"
-            raise BadInput(f"{asked} exceeds this bundle's limit", remedy=f"use {limit_tiles} tiles or fewer")
+            raise BadInput(f"{asked} exceeds this bundle's limit", remedy=_fewer_tiles(limit_tiles, family))
+        if family.free_tiles and not limit_tiles and options.max_tiles is None and _asks_for_tiles(options):
+            raise BadInput(
+                "this bundle was planned for no tiles beside the whole image, so there are none to choose",
+                remedy=_fewer_tiles(0, family),
+            )
         reduce = options.reduce or defaults.reduce
         _check_reduction(reduce, family)
         keep = defaults.keep if options.keep is None else options.keep
@@ -155,6 +160,19 @@ class Look:
         )
 
 
+def _asks_for_tiles(options: AskOptions) -> bool:
+    return options.tiling == "auto" or options.chooses_tiles
+
+
+def _fewer_tiles(limit: int, family: VlmFamily) -> str:
+    """What to do about more tiles than a bundle's limit."""
+    if limit:
+        return f"use {limit} tile{'s' * (limit > 1)} or fewer"
+    if family.free_tiles:
+        return "use --tiling none, or let vlm-edge build MODEL OUT --recipe FILE plan the bundle for tiles (limits.max_tiles)"
+    return "leave --max-tiles out: this bundle has no tiles beside the whole image"
+
+
 def allowed_reductions(family: VlmFamily) -> tuple[str, ...]:
     """What --reduce may be for a family: all of them work on the tokens behind the projector."""
     free = family.reducible and "after_projector" in family.merge_sites
@@ -165,7 +183,7 @@ def _check_reduction(reduce: str, family: VlmFamily) -> None:
     allowed = allowed_reductions(family)
     if reduce not in allowed:
         raise BadInput(
-            f"the visual tokens of {family.name} form a grid in the prompt, which --reduce {reduce} would break",
+            f"the visual tokens of {family.name} have a fixed number and order in the prompt, which --reduce {reduce} would break",
             remedy=f"use --reduce {' or '.join(allowed)}, which is all that this family allows",
         )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vlm_edge.core.geometry import TokenGeometry
@@ -14,11 +12,11 @@ from vlm_edge.core.layout import Box
 from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.density import density_panel
 from vlm_edge.pipeline.lettering import Letters, shortened, wrap
-from vlm_edge.pipeline.view_panels import INK, OUTLINE, view_panels
+from vlm_edge.pipeline.view_panels import INK, OUTLINE, at_size, view_panels
 from vlm_edge.tokens.positions import DROPPED
 from vlm_edge.vision.grounding import LabelledBox, LabelledPoint
+from vlm_edge.vision.raster import Picture
 
-Rgb = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 # Vermillion and blue of Okabe and Ito's palette, which colour-blind readers tell apart as well.
@@ -48,11 +46,11 @@ class Layout:
 
 
 def compose(
-    pixels: Rgb, source_px: tuple[int, int], answer: Answer, *, geometry: TokenGeometry, question: str | None
+    pixels: Picture, source_px: tuple[int, int], answer: Answer, *, geometry: TokenGeometry, question: str | None
 ) -> Image.Image:
     """Source and views beside each other, or below each other where that saves much room, under a strip with the words.
 
-    pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles.  source_px: (width, height) of its boxes.
+    pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles, or a raster.  source_px: (width, height) of its boxes.
     question: None leaves question and answer out, for a page that has them as text.
     """
     source = source_panel(pixels, source_px, answer)
@@ -95,12 +93,12 @@ def shown_scale(width: int, height: int) -> float:
     return SOURCE_PX / longest if longest > SOURCE_PX else max(1, LEAST_SOURCE_PX // longest)
 
 
-def source_panel(pixels: Rgb, source_px: tuple[int, int], answer: Answer) -> Image.Image:
+def source_panel(pixels: Picture, source_px: tuple[int, int], answer: Answer) -> Image.Image:
     """The source with its tiles numbered in reading order, and the answer's boxes and points; framed by 1 px."""
     scale = shown_scale(*source_px)
     width, height = (max(1, round(side * scale)) for side in source_px)
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-    shown = Image.fromarray(pixels).resize((width, height), method, reducing_gap=3.0)
+    shown = at_size(pixels, (width, height), method)
     draw = ImageDraw.Draw(shown)
     tiles = [_scaled(tile.box, scale) for tile in answer.tiles]
     for box in tiles:

@@ -178,6 +178,7 @@ class Pipeline:
             device=self.device,
             members=tuple(tuple(int(m) for m in view) for view in first.members) if self._family.reducible else (),
             views=() if self._family.free_tiles else first.boxes,
+            other_tiles=tuple(shown.tiles for shown in seen[1:]),
         )
 
     def _hints(self, look: Look, question: str, timings: dict[str, float]) -> Hints:

@@ -19,7 +19,7 @@ from vlm_edge.core.bundle import Bundle
 from vlm_edge.core.checkpoint import PREPROCESSOR, Checkpoint, find_preprocessor, open_checkpoint
 from vlm_edge.core.contracts import VlmFamily
 from vlm_edge.core.specs import ModelSpec
-from vlm_edge.errors import BadInput, DamagedBundle
+from vlm_edge.errors import BadInput, DamagedBundle, DamagedInstallation
 from vlm_edge.models.bundle_files import open_tokenizer, read_object
 from vlm_edge.pipeline import hub
 
@@ -50,7 +50,7 @@ class Source:
     @property
     def components(self) -> Any:
         """The family's module of torch components; needs the `build` extra."""
-        return importlib.import_module(_MODULE_OF_FAMILY.format(self.family.name, "components"))
+        return family_module(self.family, "components")
 
 
 def describe(
@@ -101,7 +101,7 @@ def of_checkpoint(checkpoint: Checkpoint, origin: Mapping[str, str]) -> Source:
         )
     images, settings = image_settings(family, checkpoint.config, preprocessor(checkpoint))
     spec = family.spec(checkpoint.config)
-    rules = importlib.import_module(_MODULE_OF_FAMILY.format(family.name, "prompt")).RULES
+    rules = family_module(family, "prompt").RULES
     settings = rules.refine(settings, spec, _tokenizer(checkpoint.root))
     spec = replace(spec, geometry=settings.geometry)
     return Source(checkpoint, family, spec, settings, images, source_hashes(checkpoint), origin)
@@ -117,8 +117,19 @@ def _tokenizer(root: Path) -> Any | None:
 
 def image_settings(family: VlmFamily, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> tuple[Any, Any]:
     """The family's module for images and its settings, from config.json and preprocessor_config.json."""
-    images = importlib.import_module(_MODULE_OF_FAMILY.format(family.name, "images"))
+    images = family_module(family, "images")
     return images, images.settings_from(config, preprocessor)
+
+
+def family_module(family: VlmFamily, part: str) -> Any:
+    """A module of a family's folder, by its name; raises DamagedInstallation where the folder lacks it."""
+    name = _MODULE_OF_FAMILY.format(family.name, part)
+    if importlib.util.find_spec(name) is None:
+        raise DamagedInstallation(
+            f"the model family {family.name} has no {part}.py, without which its checkpoints cannot be exported",
+            remedy=f"install vlm-edge again; in a family of your own, add it to models/{family.name}/ as models/llava/ has it",
+        )
+    return importlib.import_module(name)
 
 
 def bundle_images(bundle: Bundle) -> tuple[Any, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from vlm_edge.core.contracts import Floats, SaliencyRunner
 from vlm_edge.core.geometry import ImageLayout, Size, TokenGeometry
-from vlm_edge.core.layout import Box
+from vlm_edge.core.layout import Box, Cell
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.options import CNN, Look
 from vlm_edge.vision import saliency, tiling
@@ -17,8 +20,11 @@ MOST_CELLS = 1 << 20
 """An image with more cells than this gets larger ones: placing tiles takes about 100 bytes a cell."""
 LEAST_CELL_PX = 4
 """In a smaller cell no stroke both rises and falls."""
-FINE_SHARE = 0.5
-"""Of an image's saliency: where tiles of a fine grid would show less than this, the family's own coarser grid shows more."""
+FINE_SHARE = 0.75
+"""Of an image's saliency: where tiles of a fine grid would show less than this, the family's own coarser grid shows more.
+
+Measured: `python -m benchmarks.saliency_hits scales`, benchmarks/results/scale_hits.md.
+"""
 NOVELTY = "novelty"
 
 
@@ -84,19 +90,53 @@ def choose_cells(
     scales = geometry.scales(image_px)
     if not scales:
         return geometry.layout(image_px), ()
-    grids = [cells_in_source(geometry, scale, image_px) for scale in scales]
-    side = max(1, min(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in grids[0] if x0 < x1 and y0 < y1))
-    cell = max(LEAST_CELL_PX, cell_px_for(*image_px, min(side, geometry.view_px)))
+    cell = grid_cell_px(geometry, scales[0], image_px)
     found = saliency_of(pixels, look, cell_px=cell, network=network, whole=whole, grid=whole_grid or geometry.grid)
-    choices = (tiling.salient_cells(found, boxes, cell_px=cell, max_tiles=look.max_tiles) for boxes in grids)
-    found_at = zip(scales, grids, choices, strict=True)
-    scale, boxes, chosen = next(
-        each for number, each in enumerate(found_at, start=1) if each[2].share >= FINE_SHARE or number == len(scales)
-    )
-    cells = [divmod(number, scale.cols) for number in chosen.numbers]
-    tiles = tuple(Tile(*boxes[i], score) for i, score in zip(chosen.numbers, chosen.scores, strict=True))
-    layout = geometry.subset(image_px, scale, cells)
-    return layout, tiles if layout.cells or layout.views > 1 else ()
+    choice = finest(choices(found, geometry, scales, image_px, cell_px=cell, max_tiles=look.max_tiles))
+    layout = geometry.subset(image_px, choice.scale, choice.cells)
+    return layout, choice.tiles if layout.cells or layout.views > 1 else ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The most salient tiles of one of a geometry's scales, and the share of all saliency that they hold."""
+
+    scale: ImageLayout
+    cells: tuple[Cell, ...]
+    tiles: tuple[Tile, ...]
+    share: float
+
+
+def choices(
+    found: Floats,
+    geometry: TokenGeometry,
+    scales: Sequence[ImageLayout],
+    image_px: Size,
+    *,
+    cell_px: int,
+    max_tiles: int,
+) -> list[Choice]:
+    """Up to `max_tiles` tiles of each scale, by a map of saliency."""
+    made = []
+    for scale in scales:
+        boxes = cells_in_source(geometry, scale, image_px)
+        chosen = tiling.salient_cells(found, boxes, cell_px=cell_px, max_tiles=max_tiles)
+        tiles = tuple(Tile(*boxes[i], score) for i, score in zip(chosen.numbers, chosen.scores, strict=True))
+        cells = tuple(divmod(number, scale.cols) for number in chosen.numbers)
+        made.append(Choice(scale, cells, tiles, chosen.share))
+    return made
+
+
+def finest(made: Sequence[Choice], share: float = FINE_SHARE) -> Choice:
+    """The first choice, the finest being first, that holds so much; the last one where none does."""
+    return next((choice for choice in made if choice.share >= share), made[-1])
+
+
+def grid_cell_px(geometry: TokenGeometry, scale: ImageLayout, image_px: Size) -> int:
+    """Cells of the map that tiles of a grid are chosen by, from the smallest tile of its finest scale."""
+    boxes = cells_in_source(geometry, scale, image_px)
+    side = max(1, min(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes if x0 < x1 and y0 < y1))
+    return max(LEAST_CELL_PX, cell_px_for(*image_px, min(side, geometry.view_px)))
 
 
 def cells_in_source(geometry: TokenGeometry, scale: ImageLayout, image_px: Size) -> list[Box]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vlm_edge.core.geometry import TokenGeometry
+from vlm_edge.core.geometry import Box, Size, TokenGeometry
 from vlm_edge.pipeline.answer import Answer
 from vlm_edge.pipeline.lettering import Letters
 from vlm_edge.tokens.positions import DROPPED
 from vlm_edge.vision import preprocess
+from vlm_edge.vision.raster import Picture, crops, shrunk, size_of
+from vlm_edge.vision.resize import resized
 
 Rgb = NDArray[np.uint8]
 Edges = tuple[list[int], list[int]]
@@ -24,12 +27,14 @@ TINT_ALPHA, OUTLINE_ALPHA = 56, 190
 GREY, HATCH = (134, 138, 142, 140), (64, 68, 72, 220)
 SCALE, LEAST_PX, MOST_PX, LEAST_PATCH_PX = 3, 252, 420, 8
 TITLE_PX, HATCH_STEP_PX = 24, 9
+_SHARP = 2
+"""Times a view's side: as many pixels as it may be made of without a difference that is seen."""
 
 
-def view_panels(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[Image.Image]:
+def view_panels(pixels: Picture, answer: Answer, geometry: TokenGeometry) -> list[Image.Image]:
     """Every view in the encoder's order, each under a line about it; tiles are numbered as the answer's tiles are.
 
-    pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles.
+    pixels: RGB uint8 [H, W, 3], of full size where the answer has tiles, or a raster.
     """
     panels = []
     for i, (title, view) in enumerate(_own_views(pixels, answer, geometry) or _free_views(pixels, answer, geometry)):
@@ -44,35 +49,60 @@ def view_panels(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[Im
     return panels
 
 
-def _free_views(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[tuple[str, Rgb | None]]:
+def at_size(pixels: Picture, size: Size, method: Image.Resampling) -> Image.Image:
+    """Resized to (width, height): an array in two steps where it is much larger, which is faster, a raster by parts."""
+    if isinstance(pixels, np.ndarray):
+        return Image.fromarray(pixels).resize(size, method, reducing_gap=3.0)
+    return Image.fromarray(shrunk(pixels, size, method))
+
+
+def _free_views(pixels: Picture, answer: Answer, geometry: TokenGeometry) -> list[tuple[str, Rgb | None]]:
     """The global view and then each tile."""
     side = geometry.view_px
-    tiles = [(f"tile {n}", preprocess.crop(pixels, tile, side)) for n, tile in enumerate(answer.tiles, start=1)]
+    parts = crops(pixels, [tile.box for tile in answer.tiles])
+    tiles = [(f"tile {n}", preprocess.filled(part, side)) for n, part in enumerate(parts, start=1)]
     return [("whole image", preprocess.global_view(pixels, side)), *tiles]
 
 
-def _own_views(pixels: Rgb, answer: Answer, geometry: TokenGeometry) -> list[tuple[str, Rgb | None]]:
+def _tile_parts(pixels: Picture, boxes: Sequence[Box], side_px: int) -> list[Rgb]:
+    """What each box shows; of a raster in one reading, and at a reduced scale where boxes are far larger than a view."""
+    largest = max((max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes), default=0)
+    if isinstance(pixels, np.ndarray) or largest <= _SHARP * side_px:
+        return crops(pixels, boxes)
+    scale = _SHARP * side_px / largest
+    width, height = (max(1, round(edge * scale)) for edge in size_of(pixels))
+    small = shrunk(pixels, (width, height), Image.Resampling.BICUBIC)
+    parts = []
+    for box in boxes:
+        x0, y0, x1, y1 = (round(edge * scale) for edge in box)
+        x0, y0 = min(x0, width - 1), min(y0, height - 1)
+        parts.append(small[y0 : max(y0 + 1, y1), x0 : max(x0 + 1, x1)])
+    return parts
+
+
+def _own_views(pixels: Picture, answer: Answer, geometry: TokenGeometry) -> list[tuple[str, Rgb | None]]:
     """The views that a family's own rules cut; padding is not shown."""
     numbers = {tile.box: number for number, tile in enumerate(answer.tiles, start=1)}
     views: list[tuple[str, Rgb | None]] = []
+    cut = [box for box in answer.views if box in numbers]
+    parts = dict(zip(cut, _tile_parts(pixels, cut, geometry.view_px), strict=True))
     for box in answer.views:
         if not answer.tiles or box not in numbers:
             # Without tiles, `pixels` may be smaller than what was encoded; a view of padding has no area.
             whole = box[0] < box[2] and box[1] < box[3]
             views.append(("whole image", _fitted(pixels, geometry) if whole else None))
         else:
-            x0, y0, x1, y1 = box
-            views.append((f"tile {numbers[box]}", _fitted(pixels[y0:y1, x0:x1], geometry)))
+            views.append((f"tile {numbers[box]}", _fitted(parts[box], geometry)))
     return views
 
 
-def _fitted(part: Rgb, geometry: TokenGeometry) -> Rgb:
+def _fitted(part: Picture, geometry: TokenGeometry) -> Rgb:
     """In the proportions in which the encoder sees it: a square, or the image's own."""
     if geometry.fixed_views:
         return preprocess.global_view(part, geometry.view_px)
-    scale = MOST_PX / max(part.shape[:2])
-    size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
-    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BICUBIC))
+    width, height = size_of(part)
+    scale = MOST_PX / max(width, height)
+    return resized(part, (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
 
 
 def token_map(view: Rgb, owner: NDArray[np.int_]) -> Image.Image:

@@ -15,6 +15,7 @@ from vlm_edge.backends.tensorrt.operators import check_graph
 from vlm_edge.errors import BadInput
 from vlm_edge.pipeline.embedded import NANO
 from vlm_edge.tokens import reduce_tokens
+from vlm_edge.vision import saliency
 
 onnx = pytest.importorskip("onnx")
 SHAPES = [(1, 1, 1, 3), (2, 1, 7, 5), (3, 5, 4, 9), (1, 8, 8, 16), (4, 3, 3, 2)]
@@ -80,6 +81,47 @@ def test_behind_an_encoder_it_reduces_what_that_gives(method, tmp_path):
     for view, host in enumerate(reduce_tokens(method, features, grid=(8, 8), keep=0.5)):
         np.testing.assert_array_equal(members[view], host.members)
         np.testing.assert_allclose(kept[view], host.features, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_landmarks_by_their_novelty_are_those_of_a_run(shape, tmp_path):
+    grid, channels = shape[1:3], shape[3]
+    features = np.random.default_rng(shape).standard_normal((shape[0], grid[0] * grid[1], channels)).astype(np.float32)
+    scores = np.stack([saliency.novelty(view, grid=grid).reshape(-1) for view in features])
+    path = saved(tmp_path, reducer_graph("landmark", grid=grid, channels=channels, keep=0.4, novelty=True))
+    assert check_graph(path) == ()
+    made = OnnxReducer(path, grid=grid).reduce(features)
+    for graph, host in zip(made, reduce_tokens("landmark", features, grid=grid, keep=0.4, scores=scores), strict=True):
+        np.testing.assert_array_equal(graph.members, host.members)
+        np.testing.assert_allclose(graph.features, host.features, rtol=1e-4, atol=1e-5)
+
+
+def test_landmarks_by_novelty_follow_an_encoder(tmp_path):
+    graph = NANO / "vision/cpu/model.onnx"
+    pixels = np.random.default_rng(1).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
+    features = OnnxEncoder(graph, target="cpu", threads=1).encode(pixels)
+    scores = np.stack([saliency.novelty(view, grid=(8, 8)).reshape(-1) for view in features])
+    reducer = reducer_graph("landmark", grid=(8, 8), channels=features.shape[2], keep=0.5, novelty=True)
+    session = open_session(saved(tmp_path, follow(graph, reducer)), target="cpu", threads=1)
+    kept, members = session.run(["kept_features", "members"], {"pixel_values": pixels})
+    hosts = reduce_tokens("landmark", features, grid=(8, 8), keep=0.5, scores=scores)
+    for view, host in enumerate(hosts):
+        np.testing.assert_array_equal(members[view], host.members)
+        np.testing.assert_allclose(kept[view], host.features, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_and_zero_tokens_are_not_novel(value, tmp_path):
+    path = saved(tmp_path, reducer_graph("landmark", grid=(3, 4), channels=4, keep=0.5, novelty=True))
+    features = np.full((1, 12, 4), value, np.float32)
+    (kept,) = OnnxReducer(path, grid=(3, 4)).reduce(features)
+    (host,) = reduce_tokens("landmark", features, grid=(3, 4), keep=0.5, scores=np.zeros((1, 12), np.float32))
+    np.testing.assert_array_equal(kept.members, host.members)
+
+
+def test_novelty_is_for_landmarks_alone():
+    with pytest.raises(BadInput, match="tome chooses by no novelty"):
+        reducer_graph("tome", grid=(2, 2), channels=2, keep=0.5, novelty=True)
 
 
 def test_what_does_not_fit_an_encoder_is_refused():

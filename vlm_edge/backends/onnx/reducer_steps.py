@@ -9,9 +9,12 @@ import numpy as np
 from vlm_edge.backends.onnx.graph_builder import GraphBuilder
 from vlm_edge.tokens.diversity import LEAST_IMPORTANCE
 from vlm_edge.tokens.relevance import contextual_tokens
+from vlm_edge.vision.saliency import RING
 
 FEATURES, SCORES = "features", "scores"
 _LEAST_LENGTH = 1e-30
+_LEAST_SUM = 1e-6
+"""Of unit vectors: a shorter sum is what rounding left of nothing."""
 _FAR = 4.0
 """More than any distance or cosine differs from another."""
 
@@ -62,12 +65,29 @@ def divprune_rows(build: GraphBuilder, tokens: int, count: int) -> str:
     return _rows_of(build, taken, tokens, count)
 
 
-def landmark_rows(build: GraphBuilder, tokens: int, count: int) -> str:
-    """Farthest-point choice weighted by importance; the rest joins the nearest landmark."""
-    low = build.op("ReduceMin", SCORES, build.integers(1), keepdims=1)
-    high = build.op("ReduceMax", SCORES, build.integers(1), keepdims=1)
+def novelty_scores(build: GraphBuilder, grid: tuple[int, int]) -> str:
+    """vision.saliency.novelty of each token [V, P]: 1 - cosine with the mean direction of those around it."""
+    places = np.stack(np.unravel_index(np.arange(grid[0] * grid[1]), grid))
+    distance = np.abs(places[:, :, None] - places[:, None]).max(0)
+    around = ((distance > 0) & (distance <= RING)).astype(np.float32)
+    units = _directions(build, FEATURES)
+    mean = build.op("MatMul", build.constant(around), units)
+    length = build.op("ReduceL2", mean, build.integers(2), keepdims=0)
+    product = build.op("ReduceSum", build.op("Mul", mean, units), build.integers(2), keepdims=0)
+    cosine = build.op("Div", product, build.op("Max", length, build.number(_LEAST_SUM)))
+    # what has no direction, or nothing around it, is not novel
+    own = build.op("ReduceL2", units, build.integers(2), keepdims=0)
+    for size in (length, own):
+        cosine = build.op("Where", build.op("Greater", size, build.number(_LEAST_SUM)), cosine, build.number(1))
+    return build.op("Relu", build.op("Sub", build.number(1), cosine))
+
+
+def landmark_rows(build: GraphBuilder, tokens: int, count: int, scores: str = SCORES) -> str:
+    """Farthest-point choice weighted by importance, [V, P]; the rest joins the nearest landmark."""
+    low = build.op("ReduceMin", scores, build.integers(1), keepdims=1)
+    high = build.op("ReduceMax", scores, build.integers(1), keepdims=1)
     spread = build.op("Max", build.op("Sub", high, low), build.number(_LEAST_LENGTH))
-    share = build.op("Div", build.op("Sub", SCORES, low), spread)
+    share = build.op("Div", build.op("Sub", scores, low), spread)
     weights = build.op(
         "Add", build.op("Mul", share, build.number(1 - LEAST_IMPORTANCE)), build.number(LEAST_IMPORTANCE)
     )

@@ -26,6 +26,7 @@ from vlm_edge.backends.onnx.reducer_steps import (
     all_views,
     divprune_rows,
     landmark_rows,
+    novelty_scores,
     tome_rows,
     visionzip_rows,
 )
@@ -40,22 +41,33 @@ from vlm_edge.tokens.tome import merge_schedule
 KEPT, MEMBERS = "kept_features", "members"
 PREFIX = "reduce/"
 TAKES_SCORES: Mapping[str, str] = MappingProxyType({"landmark": "importance", "visionzip": "attention"})
-"""Methods with a second input, float32 [V, P], and what it is."""
+"""Methods with a second input, float32 [V, P], and what it is; landmark with `novelty` has none."""
 METHODS = ("tome", "divprune", "landmark", "visionzip", "downsample")
 _BY_COUNT: Mapping[str, Callable[[GraphBuilder, int, int], str]] = MappingProxyType(
     {"divprune": divprune_rows, "landmark": landmark_rows, "visionzip": visionzip_rows}
 )
 
 
-def reducer_graph(method: str, *, grid: tuple[int, int], channels: int, keep: float, rounds: int | None = None) -> Any:
+def reducer_graph(
+    method: str,
+    *,
+    grid: tuple[int, int],
+    channels: int,
+    keep: float,
+    rounds: int | None = None,
+    novelty: bool = False,
+) -> Any:
     """An onnx.ModelProto: features float32 [V, P, D] (and scores [V, P]) -> kept_features [V, K, D], members int64 [V, P].
 
     K is kept_tokens(P, keep); tokens are in raster order of what each covers first, members as a TokenSet's.  rounds: of tome.
+    novelty: landmark's importance is computed from the features, as `run` does, in place of a second input.
     Values are those of the NumPy reducers as far as float32 and its order of sums allow; features whose squares overflow
     float32 are not for a graph.
     Raises BadInput for a method that has no graph, a keep outside (0, 1] or too few rounds; MissingDependency without onnx.
     """
     check_fraction("keep", keep)
+    if novelty and method != "landmark":
+        raise BadInput(f"the reduction {method} chooses by no novelty", remedy="leave novelty out, or use landmark")
     if method not in METHODS:
         raise BadInput(
             f"the reduction {method} has no graph of a fixed number of tokens",
@@ -76,6 +88,8 @@ def reducer_graph(method: str, *, grid: tuple[int, int], channels: int, keep: fl
             rows = all_views(build, tokens)
         elif method == "tome":
             rows = tome_rows(build, tokens, merge_schedule(tokens, keep, rounds))
+        elif novelty:
+            rows = landmark_rows(build, tokens, count, novelty_scores(build, grid))
         else:
             rows = _BY_COUNT[method](build, tokens, count)
         sizes = build.op("ReduceSum", rows, build.integers(2), keepdims=1)
@@ -83,7 +97,7 @@ def reducer_graph(method: str, *, grid: tuple[int, int], channels: int, keep: fl
         covered = build.op("Greater", build.op("ReduceMax", rows, build.integers(1), keepdims=0), build.number(0.5))
         owner = build.op("ArgMax", rows, axis=1, keepdims=0)
         build.op("Where", covered, owner, build.constant(np.int64(DROPPED)), output=MEMBERS)
-    scored = method in TAKES_SCORES and count < tokens
+    scored = method in TAKES_SCORES and count < tokens and not novelty
     inputs = [(FEATURES, ("views", tokens, channels)), *([(SCORES, ("views", tokens))] if scored else [])]
     outputs = [(KEPT, np.float32, ("views", count, channels)), (MEMBERS, np.int64, ("views", tokens))]
     return build.model(f"{method}_{count}_of_{tokens}", inputs, outputs)
@@ -106,7 +120,7 @@ def follow(encoder: Path, reducer: Any) -> Any:
     if inputs != [FEATURES] or given[1:] != taken[1:]:
         raise BadInput(
             f"{encoder} gives {output.name} {given[1:]} for each view; the reduction takes {', '.join(inputs)} {taken[1:]}",
-            remedy="build a reduction of features alone, for this encoder's grid and channels",
+            remedy="build a reduction of features alone (landmark: novelty=True), for this encoder's grid and channels",
         )
     behind = onnx.ModelProto()
     behind.CopyFrom(reducer)
