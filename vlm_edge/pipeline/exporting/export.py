@@ -1,4 +1,4 @@
-"""A checkpoint's parts -> proven graphs in a bundle: tower and projector here, the decoder in llm. Needs `build`."""
+"""A checkpoint's parts -> proven graphs in a bundle: tower and projector here, the decoder in llm.py. Needs `build`."""
 
 from __future__ import annotations
 
