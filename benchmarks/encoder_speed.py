@@ -80,8 +80,8 @@ def _compare(engines: list[Engine], folder: Path, repeats: int) -> None:
 
 
 def _save_input(checkpoint: Path, file: Path) -> None:
-    from vlm_edge.pipeline.example_inputs import tower_inputs
-    from vlm_edge.pipeline.source import describe
+    from vlm_edge.pipeline.exporting.example_inputs import tower_inputs
+    from vlm_edge.pipeline.exporting.source import describe
 
     source = describe(checkpoint)
     arrays = tower_inputs(source.images, source.settings, tuple(source.components.VisionAndProjector.axes))
@@ -97,7 +97,7 @@ def _torch_runner(checkpoint: str, compiled: bool) -> tuple[str, Callable[[dict[
     import torch
 
     from vlm_edge.models.weights import load_parts
-    from vlm_edge.pipeline.source import describe
+    from vlm_edge.pipeline.exporting.source import describe
 
     source = describe(checkpoint)
     parts = source.components.PARTS

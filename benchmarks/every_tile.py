@@ -30,10 +30,10 @@ from recipes.nano.vocabulary import NOT_VISIBLE, UNSUPPORTED
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import Bundle, open_bundle
 from vlm_edge.models.llava.prompt import LlavaPrompt
+from vlm_edge.pipeline.answering.encoders import open_encoder
+from vlm_edge.pipeline.answering.views import prompt_views
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.encoders import open_encoder
-from vlm_edge.pipeline.rows import EvalRow, read_rows
-from vlm_edge.pipeline.views import prompt_views
+from vlm_edge.pipeline.evaluating.rows import EvalRow, read_rows
 from vlm_edge.tokens.positions import keep_all
 from vlm_edge.vision.preprocess import crop, global_view
 from vlm_edge.vision.sources import load_image

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from recipes.nano.fonts import FONT_ROOT, check_fonts
 from vlm_edge import AskOptions, Pipeline
-from vlm_edge.pipeline.explain import explain_answer
+from vlm_edge.pipeline.explaining.explain import explain_answer
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH_PX = 1100

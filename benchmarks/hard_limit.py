@@ -35,9 +35,9 @@ from PIL import Image
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import Bundle
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.preflight import find_bundle
-from vlm_edge.pipeline.question_plan import plan, source_header
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.preflight import find_bundle
+from vlm_edge.pipeline.answering.question_plan import plan, source_header
 from vlm_edge.units import MIB, format_bytes, parse_bytes
 
 OUT = Path(__file__).parent / "results/hard_limit.md"

@@ -24,10 +24,10 @@ from pathlib import Path
 from vlm_edge.core.bundle import open_bundle, verify_hashes, write_manifest
 from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.errors import DamagedBundle
+from vlm_edge.pipeline.answering.run import Pipeline
+from vlm_edge.pipeline.checking.verify import verify_bundle
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.run import Pipeline
-from vlm_edge.pipeline.source import source_hashes
-from vlm_edge.pipeline.verify import verify_bundle
+from vlm_edge.pipeline.exporting.source import source_hashes
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "recipes/nano/checkpoint"

@@ -33,9 +33,9 @@ from vlm_edge.core import host
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.memory.plan import RUNTIME_BYTES, plan_request
 from vlm_edge.memory.request import Request
-from vlm_edge.pipeline.inputs import find_model
+from vlm_edge.pipeline.exporting.tools import tool_versions
 from vlm_edge.pipeline.machine import cpu_name
-from vlm_edge.pipeline.tools import tool_versions
+from vlm_edge.pipeline.planning.inputs import find_model
 from vlm_edge.units import MIB
 
 PAGE_PX = (2550, 3300)

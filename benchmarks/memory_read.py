@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from vlm_edge.pipeline.bandwidth import read_bandwidth
+from vlm_edge.pipeline.measuring.bandwidth import read_bandwidth
 from vlm_edge.units import MIB
 
 BUFFER_BYTES = 512 * MIB

@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.random_bundles import FAMILIES, bundle
-from vlm_edge.pipeline.measure import measure
-from vlm_edge.pipeline.plan import PlanOptions, make_report
+from vlm_edge.pipeline.measuring.measure import measure
+from vlm_edge.pipeline.planning.plan import PlanOptions, make_report
 from vlm_edge.units import MIB
 
 FITTED_ON = (

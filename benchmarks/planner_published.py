@@ -16,7 +16,7 @@ from typing import Any
 from vlm_edge.memory.plan import plan_request
 from vlm_edge.memory.request import Request, Subject
 from vlm_edge.models.subjects import subject_from
-from vlm_edge.pipeline.inputs import find_model
+from vlm_edge.pipeline.planning.inputs import find_model
 from vlm_edge.units import GIB
 
 QWEN_SOURCE = (

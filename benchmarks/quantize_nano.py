@@ -32,9 +32,9 @@ from benchmarks.stress_twins import make_twin
 from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.models.weights import load_parts
-from vlm_edge.pipeline import quantize_run
 from vlm_edge.pipeline.machine import cpu_name
-from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model, versions
+from vlm_edge.pipeline.quantizing import run as quantize_run
+from vlm_edge.pipeline.quantizing.quantize import QuantizeOptions, quantize_model, versions
 from vlm_edge.quant.reading import dequantized
 
 SETTINGS = ((4, 128), (2, 128), (3, 128), (4, 32), (4, 64))

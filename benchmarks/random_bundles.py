@@ -83,7 +83,7 @@ def bundle(work: Path, family: str) -> Path:
     """The bundle with a family's exported tower in WORK/family/b, made where it is not there yet."""
     out = work / family / "b"
     if not (out / "manifest.json").is_file():
-        from vlm_edge.pipeline.export import export_model
+        from vlm_edge.pipeline.exporting.export import export_model
 
         export_model(_checkpoint(work, family), out)
     return out

@@ -36,10 +36,10 @@ from recipes.nano.questions import visibility
 from vlm_edge.backends.onnx.saliency import OnnxSaliency
 from vlm_edge.core import discover, host
 from vlm_edge.core.bundle import open_bundle
+from vlm_edge.pipeline.answering.encoders import SALIENCY_ROLE, open_encoder
+from vlm_edge.pipeline.answering.tile_choice import cell_px_for
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.encoders import SALIENCY_ROLE, open_encoder
-from vlm_edge.pipeline.metrics import wilson
-from vlm_edge.pipeline.tile_choice import cell_px_for
+from vlm_edge.pipeline.evaluating.metrics import wilson
 from vlm_edge.vision import bands, preprocess, saliency, tiling
 from vlm_edge.vision.sources import load_image
 

@@ -22,8 +22,8 @@ from recipes.nano.held_out import FIRST_SEED, is_inside
 from recipes.nano.pages import Style, draw_page
 from vlm_edge.core.geometry import AnyResGeometry, TileGeometry, TokenGeometry
 from vlm_edge.core.layout import Box
-from vlm_edge.pipeline.paired import bootstrap, newcombe
-from vlm_edge.pipeline.tile_choice import FINE_SHARE, Choice, choices, finest, grid_cell_px
+from vlm_edge.pipeline.answering.tile_choice import FINE_SHARE, Choice, choices, finest, grid_cell_px
+from vlm_edge.pipeline.evaluating.paired import bootstrap, newcombe
 from vlm_edge.vision import saliency
 
 SEED = FIRST_SEED + 600_000

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.every_tile import Reader
 from vlm_edge.core.bundle import atomic_write, open_bundle
+from vlm_edge.pipeline.answering.options import Look
+from vlm_edge.pipeline.answering.views import choose_tiles, prompt_views
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.options import Look
-from vlm_edge.pipeline.rows import EvalRow, read_rows
-from vlm_edge.pipeline.views import choose_tiles, prompt_views
+from vlm_edge.pipeline.evaluating.rows import EvalRow, read_rows
 from vlm_edge.tokens.positions import DROPPED, TokenSet, keep_all
 from vlm_edge.tokens.reduce import reduce_tokens
 from vlm_edge.vision.preprocess import crop, global_view

@@ -24,14 +24,14 @@ from benchmarks.every_tile import WAYS, PageAnswers, read_log, vote
 from vlm_edge.cli import render
 from vlm_edge.core.bundle import atomic_write
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.pipeline import sweep_chart
-from vlm_edge.pipeline.metrics import RowOutcome, Score
-from vlm_edge.pipeline.paired import Difference, difference
-from vlm_edge.pipeline.rows import EvalRow, row_hash
-from vlm_edge.pipeline.sweep import Opening, Swept
-from vlm_edge.pipeline.sweep_file import BASELINES
-from vlm_edge.pipeline.sweep_report import cells, columns, label, table, verdict
-from vlm_edge.pipeline.sweep_run import Done, Prepared, Request, prepare, run
+from vlm_edge.pipeline.evaluating.metrics import RowOutcome, Score
+from vlm_edge.pipeline.evaluating.paired import Difference, difference
+from vlm_edge.pipeline.evaluating.rows import EvalRow, row_hash
+from vlm_edge.pipeline.sweeping import chart as sweep_chart
+from vlm_edge.pipeline.sweeping.file import BASELINES
+from vlm_edge.pipeline.sweeping.report import cells, columns, label, table, verdict
+from vlm_edge.pipeline.sweeping.run import Done, Prepared, Request, prepare, run
+from vlm_edge.pipeline.sweeping.sweep import Opening, Swept
 
 SWEEP = Path(__file__).with_name("visual_tokens.yaml")
 SALIENT = "salient, 6 tiles, every token"

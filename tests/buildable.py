@@ -13,7 +13,7 @@ import yaml
 from tests import exportable, quantizable
 from tests.tiny_decoders import builder_in_process
 from vlm_edge.core.recipe import Recipe, load_recipe
-from vlm_edge.pipeline.build import BuildOptions
+from vlm_edge.pipeline.building.build import BuildOptions
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",

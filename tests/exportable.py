@@ -16,7 +16,7 @@ import torch
 
 from tests import tiny_vlms
 from vlm_edge.backends.onnx.references import fingerprint
-from vlm_edge.pipeline.export import ExportOptions, export_model
+from vlm_edge.pipeline.exporting.export import ExportOptions, export_model
 
 PAGE = Path(__file__).parents[1] / "calibration/pages/page2.png"
 SQUARE = {"height": 28, "width": 28}

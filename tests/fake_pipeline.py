@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from vlm_edge.core.bundle import Limits, RunDefaults
 from vlm_edge.core.geometry import TokenGeometry
 from vlm_edge.errors import BadImage, VlmEdgeError
-from vlm_edge.pipeline.answer import Answer, TokenCounts
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.view_memory import ViewMemory
+from vlm_edge.pipeline.answering.answer import Answer, TokenCounts
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.view_memory import ViewMemory
 from vlm_edge.vision.grounding import LabelledBox
 
 

@@ -18,7 +18,7 @@ from tests import exportable, tiny_vlms
 from tests.quant import text_models
 from tests.runnable import SPECIAL
 from vlm_edge.core.bundle import hash_file
-from vlm_edge.pipeline.quantize import QuantizeOptions
+from vlm_edge.pipeline.quantizing.quantize import QuantizeOptions
 
 OPTIONS = QuantizeOptions(group_size=32, samples=10, seqlen=48, search_tokens=64, device="cpu")
 TEXT = {**text_models.SIZES, "num_key_value_heads": 2}

@@ -31,10 +31,10 @@ from vlm_edge.core import discover
 from vlm_edge.core.bundle import Bundle, open_bundle, reference, write_manifest
 from vlm_edge.core.contracts import Backend
 from vlm_edge.core.specs import TextSpec
-from vlm_edge.pipeline import export as export_module
-from vlm_edge.pipeline import run
-from vlm_edge.pipeline.encoders import open_encoder
-from vlm_edge.pipeline.export import ALL_COMPONENTS, COMPONENTS, ExportOptions, export_model
+from vlm_edge.pipeline.answering import run
+from vlm_edge.pipeline.answering.encoders import open_encoder
+from vlm_edge.pipeline.exporting import export as export_module
+from vlm_edge.pipeline.exporting.export import ALL_COMPONENTS, COMPONENTS, ExportOptions, export_model
 
 STEPS = 24
 SPREAD = 8

@@ -9,17 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.answer import Answer
-    from vlm_edge.pipeline.options import AskOptions
-    from vlm_edge.pipeline.run import Pipeline
+    from vlm_edge.pipeline.answering.answer import Answer
+    from vlm_edge.pipeline.answering.options import AskOptions
+    from vlm_edge.pipeline.answering.run import Pipeline
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "AskOptions", "Pipeline", "__version__"]
 
 _WHERE = {
-    "Answer": "vlm_edge.pipeline.answer",
-    "AskOptions": "vlm_edge.pipeline.options",
-    "Pipeline": "vlm_edge.pipeline.run",
+    "Answer": "vlm_edge.pipeline.answering.answer",
+    "AskOptions": "vlm_edge.pipeline.answering.options",
+    "Pipeline": "vlm_edge.pipeline.answering.run",
 }
 
 

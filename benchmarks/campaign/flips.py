@@ -23,10 +23,10 @@ import numpy as np
 from benchmarks.campaign import report
 from vlm_edge.core.bundle import MANIFEST, open_bundle
 from vlm_edge.errors import DamagedBundle, VlmEdgeError
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.run import Pipeline
+from vlm_edge.pipeline.checking.verify import verify_bundle
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.run import Pipeline
-from vlm_edge.pipeline.verify import verify_bundle
 
 IMAGE = np.full((120, 150, 3), 255, np.uint8)
 QUESTION = "what is the total?"

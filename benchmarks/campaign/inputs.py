@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.campaign import forked, mutants, report
 from tests.core.test_bundle_fuzz import seal
-from tests.pipeline.test_hostile_bundles import reseal
+from tests.pipeline.answering.test_hostile_bundles import reseal
 from tests.vision import test_sources_fuzz as pictures
 from vlm_edge.core import discover
 from vlm_edge.core.bundle import open_bundle
@@ -34,14 +34,14 @@ from vlm_edge.core.resources import resource_dir
 from vlm_edge.core.shards import read_tensor
 from vlm_edge.errors import BadInput, VlmEdgeError
 from vlm_edge.memory.formulas import image_decode_bytes
-from vlm_edge.pipeline.batch_input import BatchInput
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.preflight import preflight
+from vlm_edge.pipeline.answering.run import Pipeline
+from vlm_edge.pipeline.batch_inference.input import BatchInput
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.plan import PlanOptions, make_report
-from vlm_edge.pipeline.preflight import preflight
-from vlm_edge.pipeline.recipe_checks import check
-from vlm_edge.pipeline.rows import read_rows
-from vlm_edge.pipeline.run import Pipeline
+from vlm_edge.pipeline.evaluating.rows import read_rows
+from vlm_edge.pipeline.planning.plan import PlanOptions, make_report
+from vlm_edge.pipeline.planning.recipe_checks import check
 from vlm_edge.quant.calibrate import read_samples
 from vlm_edge.vision.sources import load_image, load_reduced, probe
 

@@ -34,16 +34,16 @@ from benchmarks.campaign import report
 from tests import buildable
 from vlm_edge.core.bundle import MANIFEST, open_bundle, verify_hashes
 from vlm_edge.errors import DamagedBundle
-from vlm_edge.pipeline import batch
-from vlm_edge.pipeline.batch_input import BatchInput
-from vlm_edge.pipeline.batch_log import BatchLog
-from vlm_edge.pipeline.build import build_model
-from vlm_edge.pipeline.export import ExportOptions, export_model
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.preflight import find_bundle
-from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model
-from vlm_edge.pipeline.run import Pipeline
-from vlm_edge.pipeline.verify import verify_bundle
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.preflight import find_bundle
+from vlm_edge.pipeline.answering.run import Pipeline
+from vlm_edge.pipeline.batch_inference import batch
+from vlm_edge.pipeline.batch_inference.input import BatchInput
+from vlm_edge.pipeline.batch_inference.log import BatchLog
+from vlm_edge.pipeline.building.build import build_model
+from vlm_edge.pipeline.checking.verify import verify_bundle
+from vlm_edge.pipeline.exporting.export import ExportOptions, export_model
+from vlm_edge.pipeline.quantizing.quantize import QuantizeOptions, quantize_model
 
 WORKS = ("export", "quantize", "build", "batch")
 KILLS_IN_ROW = 5

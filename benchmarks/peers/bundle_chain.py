@@ -15,7 +15,7 @@ from benchmarks.peers.decoding import CONTEXT
 from benchmarks.peers.onnx_decoder import TARGET, BundleDecoder, facts
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.bundle import Bundle, open_bundle
-from vlm_edge.pipeline.encoders import open_encoder
+from vlm_edge.pipeline.answering.encoders import open_encoder
 
 
 class BundleChain:

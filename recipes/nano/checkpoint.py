@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlm_edge.core.load import load_file
 from vlm_edge.core.recipe import Packing, Recipe
-from vlm_edge.pipeline.nano_bundle import build_bundle
+from vlm_edge.pipeline.building.nano_bundle import build_bundle
 
 from .model import build_model
 from .tokenizer import ANSWER, BOS, EOS, IMAGE, PAD, QUESTION, UNK, build_tokenizer

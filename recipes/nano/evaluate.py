@@ -28,12 +28,12 @@ from vlm_edge.core import discover
 from vlm_edge.core.bundle import atomic_write, hash_file
 from vlm_edge.core.load import to_plain
 from vlm_edge.errors import CheckFailed, VlmEdgeError
-from vlm_edge.pipeline.evaluate import Evaluation, evaluate
+from vlm_edge.pipeline.answering.options import AskOptions, Look
+from vlm_edge.pipeline.answering.run import Pipeline
+from vlm_edge.pipeline.evaluating.evaluate import Evaluation, evaluate
+from vlm_edge.pipeline.evaluating.metrics import Comparison, compare
+from vlm_edge.pipeline.evaluating.rows import EvalRow, OutcomeLog, read_rows
 from vlm_edge.pipeline.machine import cpu_name, installed
-from vlm_edge.pipeline.metrics import Comparison, compare
-from vlm_edge.pipeline.options import AskOptions, Look
-from vlm_edge.pipeline.rows import EvalRow, OutcomeLog, read_rows
-from vlm_edge.pipeline.run import Pipeline
 
 from .fonts import FontsMissing
 from .held_out import make

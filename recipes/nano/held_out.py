@@ -15,7 +15,7 @@ from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.layout import Box
 from vlm_edge.core.load import to_plain
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.rows import EvalRow
+from vlm_edge.pipeline.evaluating.rows import EvalRow
 from vlm_edge.vision.tiling import Tile, reading_order
 
 from .fonts import check_fonts, load_font

@@ -20,7 +20,7 @@ import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_edge import AskOptions, Pipeline
-from vlm_edge.pipeline.rows import read_rows
+from vlm_edge.pipeline.evaluating.rows import read_rows
 from vlm_edge.vision.preprocess import crop, global_view
 from vlm_edge.vision.sources import load_image
 from vlm_edge.vision.tiling import Tile

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vlm_edge.pipeline.evaluate import Evaluation, summarise
-from vlm_edge.pipeline.metrics import Comparison, RowOutcome, Score
+from vlm_edge.pipeline.evaluating.evaluate import Evaluation, summarise
+from vlm_edge.pipeline.evaluating.metrics import Comparison, RowOutcome, Score
 
 Entry = tuple[str, Evaluation, Mapping[str, Comparison]]
 TASKS_SHOWN = ("value", "where", "color", "count", "absent", "other")

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from vlm_edge.pipeline.tile_choice import CELLS_PER_TILE
+from vlm_edge.pipeline.answering.tile_choice import CELLS_PER_TILE
 from vlm_edge.vision import preprocess, saliency, tiling
 
 from .labels import TileBox

@@ -15,7 +15,7 @@ from benchmarks.every_tile import PageAnswers, Reader, read_log, read_page, sequ
 from vlm_edge import AskOptions, Pipeline
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.rows import EvalRow, read_rows
+from vlm_edge.pipeline.evaluating.rows import EvalRow, read_rows
 from vlm_edge.vision.tiling import strips
 
 PAGES = Path(__file__).parents[2] / "calibration/pages"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hard_limit
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.preflight import find_bundle
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.preflight import find_bundle
 from vlm_edge.units import MIB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.every_tile import PageAnswers
 from benchmarks.visual_tokens import SALIENT, every_tile, paired
-from vlm_edge.pipeline.metrics import RowOutcome
-from vlm_edge.pipeline.rows import EvalRow, row_hash
-from vlm_edge.pipeline.sweep_file import load_sweep, open_bundles, points_of
+from vlm_edge.pipeline.evaluating.metrics import RowOutcome
+from vlm_edge.pipeline.evaluating.rows import EvalRow, row_hash
+from vlm_edge.pipeline.sweeping.file import load_sweep, open_bundles, points_of
 
 ROWS = [
     EvalRow("a.png", "q1", "1", "value"),

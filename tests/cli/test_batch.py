@@ -11,7 +11,7 @@ import pytest
 
 from vlm_edge.cli.main import execute
 from vlm_edge.core.resources import resource_dir
-from vlm_edge.pipeline.run import Pipeline
+from vlm_edge.pipeline.answering.run import Pipeline
 
 Captured = pytest.CaptureFixture[str]
 

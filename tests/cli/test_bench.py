@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vlm_edge.cli.main import execute
-from vlm_edge.pipeline.run import Pipeline
+from vlm_edge.pipeline.answering.run import Pipeline
 
 QUICK = ["bench", "--repeats", "2", "--warmup", "0", "--max-new-tokens", "4", "--threads", "1"]
 Captured = pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from tests import buildable
 from vlm_edge.cli import build as command
 from vlm_edge.cli import render
 from vlm_edge.cli.main import execute
-from vlm_edge.pipeline.build import BuildProgress
+from vlm_edge.pipeline.building.build import BuildProgress
 
 Captured = pytest.CaptureFixture[str]
 QUICK = ["--samples", "4", "--seqlen", "48", "--image-size", "60x40"]

@@ -16,8 +16,9 @@ from packaging.requirements import Requirement
 
 from vlm_edge.cli.main import execute
 from vlm_edge.core.bundle import Bundle
-from vlm_edge.pipeline import doctor, machine
-from vlm_edge.pipeline.doctor import Need, judge
+from vlm_edge.pipeline import machine
+from vlm_edge.pipeline.checking import doctor
+from vlm_edge.pipeline.checking.doctor import Need, judge
 from vlm_edge.pipeline.machine import Gpu, Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,7 +277,7 @@ def test_a_damaged_embedded_bundle_makes_the_exit_code_1(
 def test_a_missing_numpy_is_found_and_not_fallen_over(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "vlm_edge.pipeline.run", None)
+    monkeypatch.setitem(sys.modules, "vlm_edge.pipeline.answering.run", None)
     assert execute(["doctor", "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert shown["machine"]["bundle_problem"].startswith("not checked")

@@ -11,8 +11,8 @@ import pytest
 from tests.cli.terminal import Terminal
 from tests.fake_pipeline import FakePipeline, write_rows
 from vlm_edge.cli.main import execute
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.run import Pipeline
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.run import Pipeline
 
 BOX = "<box>100,100,200,200</box>"
 ROWS = [

@@ -11,8 +11,8 @@ import pytest
 from tests import exportable, tiny_decoders
 from vlm_edge.backends.onnx import parity
 from vlm_edge.cli.main import execute
-from vlm_edge.pipeline.export import DTYPES, OPSET, STEPS, TARGETS
-from vlm_edge.pipeline.export_llm import STEPS as DECODER_STEPS
+from vlm_edge.pipeline.exporting.export import DTYPES, OPSET, STEPS, TARGETS
+from vlm_edge.pipeline.exporting.llm import STEPS as DECODER_STEPS
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,8 @@ import pytest
 from vlm_edge.cli.main import execute
 from vlm_edge.cli.options import DEVICES
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.options import REDUCTIONS, TILINGS
-from vlm_edge.pipeline.preflight import choose_device, find_bundle
+from vlm_edge.pipeline.answering.options import REDUCTIONS, TILINGS
+from vlm_edge.pipeline.answering.preflight import choose_device, find_bundle
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -61,7 +61,7 @@ def test_a_damaged_bundle_is_two_lines(tiny_bundle: Bundle, capsys: pytest.Captu
 def test_without_a_bundle_it_is_the_embedded_one(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vlm_edge.pipeline.preflight.NANO", tiny_bundle.root)
+    monkeypatch.setattr("vlm_edge.pipeline.answering.preflight.NANO", tiny_bundle.root)
     assert execute(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "tiny"
 

@@ -10,7 +10,7 @@ import pytest
 from tests import quantizable
 from vlm_edge.cli import render
 from vlm_edge.cli.main import execute
-from vlm_edge.pipeline.quantize_page import page
+from vlm_edge.pipeline.quantizing.page import page
 
 COMMON = ["--group-size", "32", "--samples", "6", "--seqlen", "64"]
 

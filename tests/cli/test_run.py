@@ -21,9 +21,9 @@ from vlm_edge.cli.main import execute
 from vlm_edge.core import host
 from vlm_edge.core.bundle import hash_file, open_bundle, write_manifest
 from vlm_edge.core.resources import resource_dir
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.question_plan import plan
 from vlm_edge.pipeline.embedded import NANO
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.question_plan import plan
 from vlm_edge.vision.sources import probe
 
 PAGE = resource_dir("calibration") / "pages/receipt.png"
@@ -330,7 +330,7 @@ def own_rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_family_with_rules_of_its_own_refuses_before_anything_is_loaded(
     own_rules: Path, options: tuple[str, ...], says: str, remedy: str, refused: Callable[..., str], monkeypatch
 ) -> None:
-    monkeypatch.setattr("vlm_edge.pipeline.run.Pipeline.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("vlm_edge.pipeline.answering.run.Pipeline.load", lambda *_, **__: pytest.fail("loaded"))
     message = refused("run", str(PAGE), "what is the total?", "--bundle", str(own_rules), *options)
     assert says in message
     assert remedy in message

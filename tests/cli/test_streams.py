@@ -101,7 +101,7 @@ def test_memory_that_ran_out_is_no_unexpected_error(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("vlm_edge.pipeline.preflight.find_bundle", fail)
+    monkeypatch.setattr("vlm_edge.pipeline.answering.preflight.find_bundle", fail)
     assert execute(["info"]) == DoesNotFit.exit_code
     error, fix = capsys.readouterr().err.splitlines()
     assert error == "error: memory ran out"

@@ -9,11 +9,11 @@ import pytest
 
 from tests.fake_pipeline import FakePipeline, write_rows
 from vlm_edge.cli.main import execute
-from vlm_edge.pipeline import sweep as sweep_module
-from vlm_edge.pipeline import sweep_chart
-from vlm_edge.pipeline.answer import Answer
-from vlm_edge.pipeline.options import AskOptions
-from vlm_edge.pipeline.run import Pipeline
+from vlm_edge.pipeline.answering.answer import Answer
+from vlm_edge.pipeline.answering.options import AskOptions
+from vlm_edge.pipeline.answering.run import Pipeline
+from vlm_edge.pipeline.sweeping import chart as sweep_chart
+from vlm_edge.pipeline.sweeping import sweep as sweep_module
 
 PAGE = Path(__file__).parents[2] / "calibration/pages/receipt.png"
 

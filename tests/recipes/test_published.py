@@ -10,8 +10,8 @@ from vlm_edge.core.resources import resource_dir
 from vlm_edge.memory.phases import Plan
 from vlm_edge.memory.plan import CUDA_RUNTIME_BYTES, RUNTIME_BYTES, plan_request
 from vlm_edge.memory.request import Request
-from vlm_edge.pipeline.inputs import Planned, find_model
-from vlm_edge.pipeline.plan import PlanOptions, make_report
+from vlm_edge.pipeline.planning.inputs import Planned, find_model
+from vlm_edge.pipeline.planning.plan import PlanOptions, make_report
 
 NAMES = [name for name in recipe_names() if name != "nano"]
 MODELS = {name: find_model(name) for name in NAMES}

@@ -28,9 +28,9 @@ from vlm_edge.errors import BadInput
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.batch import Engine, Loading
-    from vlm_edge.pipeline.batch_input import BatchInput
-    from vlm_edge.pipeline.options import AskOptions
+    from vlm_edge.pipeline.answering.options import AskOptions
+    from vlm_edge.pipeline.batch_inference.batch import Engine, Loading
+    from vlm_edge.pipeline.batch_inference.input import BatchInput
 
 ENGINES = ("local", "ray")
 
@@ -94,12 +94,12 @@ def batch(
     """
     if engine not in ENGINES:
         raise BadInput(f"--engine has no value {engine!r}", remedy=f"use one of: {', '.join(ENGINES)}")
-    from vlm_edge.pipeline import batch as batching
-    from vlm_edge.pipeline.batch_input import BatchInput
-    from vlm_edge.pipeline.batch_log import BatchLog
+    from vlm_edge.pipeline.answering.options import AskOptions
+    from vlm_edge.pipeline.answering.preflight import choose_device, find_bundle
+    from vlm_edge.pipeline.batch_inference import batch as batching
+    from vlm_edge.pipeline.batch_inference.input import BatchInput
+    from vlm_edge.pipeline.batch_inference.log import BatchLog
     from vlm_edge.pipeline.embedded import EMBEDDED
-    from vlm_edge.pipeline.options import AskOptions
-    from vlm_edge.pipeline.preflight import choose_device, find_bundle
     from vlm_edge.units import parse_bytes
 
     options = AskOptions(
@@ -111,7 +111,7 @@ def batch(
         raise BadInput(f"{out} is the input itself", remedy="name another OUT")
     limit = None if budget is None else parse_bytes(budget)
     if engine == "ray":
-        from vlm_edge.pipeline.ray_engine import check_ray
+        from vlm_edge.pipeline.batch_inference.ray_engine import check_ray
 
         check_ray(workers)
         limit = None if limit is None else limit // workers
@@ -139,10 +139,10 @@ def batch(
 
 def _engine(name: str, loading: Loading, options: AskOptions, rows: BatchInput, workers: int) -> Engine:
     if name == "ray":
-        from vlm_edge.pipeline.ray_engine import RayEngine
+        from vlm_edge.pipeline.batch_inference.ray_engine import RayEngine
 
         return RayEngine(loading, options, str(rows.root), workers=workers)
-    from vlm_edge.pipeline.batch import Answerer, LocalEngine
+    from vlm_edge.pipeline.batch_inference.batch import Answerer, LocalEngine
 
     return LocalEngine(Answerer(loading, options, str(rows.root)))
 

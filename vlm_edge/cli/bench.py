@@ -25,7 +25,7 @@ from vlm_edge.cli.options import (
 from vlm_edge.units import GIB, format_bytes
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.bench import Benched
+    from vlm_edge.pipeline.measuring.bench import Benched
 
 Image = Annotated[
     Path | None, typer.Option(help="What to ask about; default: a page of 1322 x 1344 px.", show_default=False)
@@ -65,14 +65,14 @@ def bench(
     Example: vlm-edge bench out/ --image page.png --png bench.png
     """
     if png is not None:
-        from vlm_edge.pipeline.bench_chart import check_drawing
+        from vlm_edge.pipeline.measuring.bench_chart import check_drawing
 
         check_drawing(png)
     from vlm_edge.core import host
-    from vlm_edge.pipeline import bench as benching
-    from vlm_edge.pipeline.options import AskOptions
-    from vlm_edge.pipeline.preflight import find_bundle, preflight
-    from vlm_edge.pipeline.run import Pipeline
+    from vlm_edge.pipeline.answering.options import AskOptions
+    from vlm_edge.pipeline.answering.preflight import find_bundle, preflight
+    from vlm_edge.pipeline.answering.run import Pipeline
+    from vlm_edge.pipeline.measuring import bench as benching
 
     benching.check_settings(repeats=repeats, warmup=warmup, new_tokens=max_new_tokens)
     options = AskOptions(
@@ -96,7 +96,7 @@ def bench(
             on_run=step,
         )
     if png is not None:
-        from vlm_edge.pipeline.bench_chart import draw
+        from vlm_edge.pipeline.measuring.bench_chart import draw
 
         draw(found.to_json(), png)
     if as_json:

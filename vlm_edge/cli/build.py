@@ -25,7 +25,7 @@ from vlm_edge.cli.options import (
 from vlm_edge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.build import BuildProgress, Built
+    from vlm_edge.pipeline.building.build import BuildProgress, Built
 
 COLUMNS = ("step", "", "planned peak", "measured peak", "time")
 
@@ -101,7 +101,7 @@ def build(
     Example: vlm-edge build llava-1.5-7b-hf/ out/ --recipe llava-1.5-7b --max-memory 12GiB
     """
     from vlm_edge.core.recipe import find_recipe, load_recipe
-    from vlm_edge.pipeline.build import BuildOptions, build_model
+    from vlm_edge.pipeline.building.build import BuildOptions, build_model
 
     found = load_recipe(find_recipe(recipe))
     command = typed()

@@ -11,7 +11,7 @@ from vlm_edge.cli import render
 from vlm_edge.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.doctor import Check
+    from vlm_edge.pipeline.checking.doctor import Check
     from vlm_edge.pipeline.machine import Machine
 
 
@@ -22,7 +22,7 @@ def doctor(
 
     Exit code 0: `run` can work here; 1: it cannot.  Example: vlm-edge doctor
     """
-    from vlm_edge.pipeline.doctor import judge
+    from vlm_edge.pipeline.checking.doctor import judge
     from vlm_edge.pipeline.machine import PACKAGES, examine
 
     machine = examine()

@@ -30,8 +30,8 @@ from vlm_edge.errors import BadInput
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.evaluate import Evaluation
-    from vlm_edge.pipeline.metrics import Score
+    from vlm_edge.pipeline.evaluating.evaluate import Evaluation
+    from vlm_edge.pipeline.evaluating.metrics import Score
 
 EXAMPLE = "vlm-edge eval questions.jsonl, or vlm-edge eval out/ questions.jsonl"
 COLUMNS = ("", "rows", "right", "accuracy", "95% interval", "exact", "ANLS", "relaxed", "mean IoU")
@@ -103,8 +103,8 @@ def evaluate(
     bundle, data = inputs[0] if len(inputs) == 2 else None, Path(inputs[-1])
     from vlm_edge.cli.sweep import refuse_options, run_sweep, show_bad_lines
     from vlm_edge.core.load import to_plain
-    from vlm_edge.pipeline.options import AskOptions
-    from vlm_edge.pipeline.rows import BadLine, OutcomeLog, read_rows
+    from vlm_edge.pipeline.answering.options import AskOptions
+    from vlm_edge.pipeline.evaluating.rows import BadLine, OutcomeLog, read_rows
 
     if sweep is not None:
         refuse_options(
@@ -114,7 +114,7 @@ def evaluate(
                 "--tiles-from-data": tiles_from_data,
             }
         )  # fmt: skip
-        from vlm_edge.pipeline.sweep import Opening
+        from vlm_edge.pipeline.sweeping.sweep import Opening
 
         run_sweep(
             sweep, bundle, data, out=out, options=AskOptions(max_new_tokens=max_new_tokens, max_pixels=max_pixels),
@@ -140,8 +140,8 @@ def evaluate(
     show_bad_lines(data, bad)
     log = OutcomeLog(out)
 
-    from vlm_edge.pipeline import evaluate as evaluation
-    from vlm_edge.pipeline.run import Pipeline
+    from vlm_edge.pipeline.answering.run import Pipeline
+    from vlm_edge.pipeline.evaluating import evaluate as evaluation
 
     pipeline = Pipeline.load(bundle, device=device, threads=threads, budget=budget, verify=verify)
     manifest = pipeline.bundle.manifest

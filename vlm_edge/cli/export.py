@@ -11,7 +11,7 @@ from vlm_edge.cli.options import AsJson, Offline, Out, Revision
 from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.export import Exported
+    from vlm_edge.pipeline.exporting.export import Exported
 
 COLUMNS = ("file", "size", "dtype")
 
@@ -23,7 +23,7 @@ def _targets() -> list[str]:
 
 
 def _backends() -> list[str]:
-    from vlm_edge.pipeline.export import BACKENDS
+    from vlm_edge.pipeline.exporting.export import BACKENDS
 
     return list(BACKENDS)
 
@@ -84,7 +84,7 @@ def export(
 
     Example: vlm-edge export llava-1.5-7b-hf/ out/ --dtype int8
     """
-    from vlm_edge.pipeline.export import ExportOptions, export_model
+    from vlm_edge.pipeline.exporting.export import ExportOptions, export_model
 
     parts = tuple(part.strip() for part in component.split(","))
     wanted = target or ("tensorrt" if emit_script or backend == "tensorrt" else "cpu")

@@ -21,7 +21,7 @@ def info(
 
     Example: vlm-edge info out/
     """
-    from vlm_edge.pipeline.preflight import find_bundle
+    from vlm_edge.pipeline.answering.preflight import find_bundle
 
     opened = find_bundle(bundle)
     if as_json:

@@ -24,8 +24,8 @@ from vlm_edge.units import format_bytes
 
 if TYPE_CHECKING:
     from vlm_edge.memory.phases import Plan
-    from vlm_edge.pipeline.measure import Measured
-    from vlm_edge.pipeline.plan import Report
+    from vlm_edge.pipeline.measuring.measure import Measured
+    from vlm_edge.pipeline.planning.plan import Report
 
 
 def _unknowns() -> list[str]:
@@ -114,7 +114,7 @@ def plan(
             from vlm_edge.pipeline.written import check_output
 
             check_output(path, suffixes)
-    from vlm_edge.pipeline.plan import PlanOptions, make_report, to_json
+    from vlm_edge.pipeline.planning.plan import PlanOptions, make_report, to_json
 
     options = PlanOptions(
         device=device, budget=budget, margin=margin, image_size=image_size, images=images, max_model_len=max_model_len,
@@ -126,7 +126,7 @@ def plan(
     plain = to_json(report, typed())
     measured: Mapping[str, Measured] = {}
     if measure:
-        from vlm_edge.pipeline.measure import measure as measure_run
+        from vlm_edge.pipeline.measuring.measure import measure as measure_run
 
         measured = measure_run(model, report)
         plain["measured"] = {
@@ -134,11 +134,11 @@ def plan(
             for phase, m in measured.items()
         }
     if html is not None:
-        from vlm_edge.pipeline.plan_page import write_page
+        from vlm_edge.pipeline.planning.page import write_page
 
         write_page(plain, html)
     if png is not None:
-        from vlm_edge.pipeline.plan_chart import draw_chart
+        from vlm_edge.pipeline.planning.chart import draw_chart
 
         draw_chart(plain, png)
     if as_json:

@@ -12,7 +12,7 @@ from vlm_edge.cli.options import AsJson, Checkpoint, Method, Offline, Out, Revis
 from vlm_edge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.quantize import Progress, Quantized
+    from vlm_edge.pipeline.quantizing.quantize import Progress, Quantized
 
 COLUMNS = ("layer", "loss / RTN", "ratios", "groups clipped")
 
@@ -79,7 +79,7 @@ def quantize(
 
     Example: vlm-edge quantize llava-1.5-7b-hf/ out/ --target cpu --lm-head int8 --max-memory 8GiB
     """
-    from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model
+    from vlm_edge.pipeline.quantizing.quantize import QuantizeOptions, quantize_model
 
     options = QuantizeOptions(
         target=target, bits=bits, group_size=group_size, symmetric=symmetric, calib=calib, samples=samples,

@@ -92,7 +92,7 @@ def check_recipes(names: Names = None, as_json: AsJson = False) -> None:
     Example: vlm-edge recipes check mine.yaml
     """
     from vlm_edge.core.recipe import recipe_names
-    from vlm_edge.pipeline.recipe_checks import check
+    from vlm_edge.pipeline.planning.recipe_checks import check
 
     asked = names or recipe_names()
     with render.progress("recipes", len(asked)) as step:

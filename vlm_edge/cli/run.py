@@ -31,9 +31,9 @@ from vlm_edge.cli.options import (
 from vlm_edge.errors import BadInput
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.answer import Answer
-    from vlm_edge.pipeline.options import AskOptions
-    from vlm_edge.pipeline.run import Pipeline
+    from vlm_edge.pipeline.answering.answer import Answer
+    from vlm_edge.pipeline.answering.options import AskOptions
+    from vlm_edge.pipeline.answering.run import Pipeline
 
 _CLIPPED = " (clipped: the model named a place outside of what it saw)"
 EXAMPLE = 'vlm-edge run page.png "what is the total?" --explain seen.png'
@@ -107,8 +107,8 @@ def run(
     *images, question = inputs
     if "-" in images and sys.stdin is None:
         raise BadInput("standard input is closed, and - reads the image from it", remedy="send it there: < page.png")
-    from vlm_edge.pipeline.long_text import read_context
-    from vlm_edge.pipeline.options import AskOptions
+    from vlm_edge.pipeline.answering.long_text import read_context
+    from vlm_edge.pipeline.answering.options import AskOptions
 
     if context is None and context_budget is not None:
         raise BadInput("--context-budget is of --context, which is not given", remedy="name a text file with --context")
@@ -119,16 +119,16 @@ def run(
         saliency=saliency, saliency_model=saliency_model,
     )  # fmt: skip
     if explain is not None:
-        from vlm_edge.pipeline.explain import check_target
+        from vlm_edge.pipeline.explaining.explain import check_target
 
         check_target(explain, images)
-    from vlm_edge.pipeline.preflight import find_bundle, preflight
-    from vlm_edge.pipeline.run import Pipeline
+    from vlm_edge.pipeline.answering.preflight import find_bundle, preflight
+    from vlm_edge.pipeline.answering.run import Pipeline
 
     opened = find_bundle(bundle)
     if recipe is not None:
         from vlm_edge.core.recipe import find_recipe, load_recipe
-        from vlm_edge.pipeline.recipe_options import with_recipe
+        from vlm_edge.pipeline.answering.recipe_options import with_recipe
 
         options = with_recipe(options, load_recipe(find_recipe(recipe)), opened)
     fitted = preflight(opened, images, options, budget, device=device, again=text is not None)
@@ -147,7 +147,7 @@ def run(
         render.emit("", end="\n")
         _summary(answer)
     if explain is not None:
-        from vlm_edge.pipeline.explain import explain_answer
+        from vlm_edge.pipeline.explaining.explain import explain_answer
 
         explain_answer(images[0], answer, explain, geometry=pipeline.bundle.manifest.model.geometry, question=question)
 
@@ -156,7 +156,7 @@ def _with_context(
     pipeline: Pipeline, images: Sequence[str], question: str, text: str, options: AskOptions, asked: int | None
 ) -> tuple[str, dict[str, Any]]:
     """The question behind the text, or behind its summary, and what became of it."""
-    from vlm_edge.pipeline.long_text import QUESTION, budget_for, condense
+    from vlm_edge.pipeline.answering.long_text import QUESTION, budget_for, condense
 
     length = pipeline.bundle.manifest.limits.max_model_len
     taken = pipeline.least_tokens(images, QUESTION.format(context="", question=question), options)

@@ -11,9 +11,9 @@ from vlm_edge.cli.options import typed
 from vlm_edge.errors import BadInput
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.options import AskOptions
-    from vlm_edge.pipeline.rows import BadLine
-    from vlm_edge.pipeline.sweep import Opening
+    from vlm_edge.pipeline.answering.options import AskOptions
+    from vlm_edge.pipeline.evaluating.rows import BadLine
+    from vlm_edge.pipeline.sweeping.sweep import Opening
 
 
 def run_sweep(
@@ -31,7 +31,8 @@ def run_sweep(
     """Prepare, ask and show."""
     if out is None:
         raise BadInput("a sweep writes its log, table, plot and recipe to a folder", remedy="name it with --out FOLDER")
-    from vlm_edge.pipeline import sweep_report, sweep_run
+    from vlm_edge.pipeline.sweeping import report as sweep_report
+    from vlm_edge.pipeline.sweeping import run as sweep_run
 
     prepared = sweep_run.prepare(
         sweep_run.Request(file, data, out, bundle, options, opening, limit, keep_going, typed())

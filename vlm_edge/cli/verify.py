@@ -11,7 +11,7 @@ from vlm_edge.cli.options import AsJson, Offline, Revision, Threads
 from vlm_edge.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from vlm_edge.pipeline.checks import Check
+    from vlm_edge.pipeline.checking.checks import Check
 
 WORDS = {True: "yes", False: "no", None: "not checked"}
 HASH_CHARS = 64
@@ -39,7 +39,7 @@ def verify(
 
     Example: vlm-edge verify out/
     """
-    from vlm_edge.pipeline.verify import verify_bundle, write_report
+    from vlm_edge.pipeline.checking.verify import verify_bundle, write_report
 
     found = verify_bundle(
         bundle, model, revision=revision, offline=offline, bars=not render.VERBOSITY.quiet, threads=threads,

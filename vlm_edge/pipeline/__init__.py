@@ -1,18 +1,16 @@
-"""Joins families and backends: one module named after each command, and beside it those that it is made of.
+"""Joins families and backends: one subpackage for each thing that can be done with a model, each with a map of its own.
 
-An image and a question -> an answer: preflight.py finds the bundle and lowers the tiles until question_plan.py's plan fits; run.py
-holds what is loaded (encoders.py opens the vision part) and asks; views.py turns an image into visual tokens, with the tiles of
-tile_choice.py; sampling.py and stream.py turn logits into text; answer.py is what comes out. options.py is what may be chosen.
+answering         an image and a question -> an answer
+batch_inference   many rows -> their answers, in one file that a second run continues
+evaluating        a data file -> scores; sweeping asks it in many ways and names the best
+explaining        an answer -> a picture of what the model was shown
+planning          a configuration -> the plan of its memory and time
+measuring         a bundle on this machine -> its speed and its peak, beside what was planned
+exporting         a checkpoint -> proven graphs in a bundle
+quantizing        a checkpoint's decoder -> 4 bits, as an AWQ checkpoint and as a graph
+building          a checkpoint and a recipe -> a bundle, in one run of all of these
+checking          a bundle -> whether it is whole and right; a machine -> what it lacks
 
-A configuration -> a plan: inputs.py finds what MODEL names; plan.py asks vlm_edge.memory and gathers the report; plan_page.py and
-plan_chart.py draw it; measure.py holds it against a run in a process of its own.
-
-A checkpoint -> a bundle: source.py describes the checkpoint (hub.py fetches it); export.py makes the vision graph, export_llm.py
-the decoder's; quantize.py checks what is asked and quantize_run.py does it, and int4_export.py makes that a decoder; build.py does
-all of them in the order of build_steps.py.  verify.py asks vision_checks.py, decoder_checks.py and awq_checks.py.
-
-A data file -> scores: rows.py reads it, evaluate.py asks and metrics.py scores; sweep_run.py does so in many ways, paired.py
-compares two.  batch.py only answers, and bench.py times.
-
-`run --explain` is explain.py with picture.py, view_panels.py and density.py; `doctor` asks machine.py.
+Imports only go down: pyproject.toml has the order, from building and sweeping to exporting. Shared by all are embedded.py, where
+the embedded bundle lies; machine.py, what this machine is; written.py, files for a user; figure.py and html_page.py, what is drawn.
 """

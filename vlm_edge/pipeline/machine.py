@@ -22,7 +22,7 @@ PACKAGES = (
 )  # fmt: skip
 IMPORTED_LATE = ("jinja2.sandbox", "tokenizers")
 """What a pipeline imports only when it loads a bundle."""
-_PIPELINE = "vlm_edge.pipeline.run"
+_PIPELINE = "vlm_edge.pipeline.answering.run"
 
 
 @dataclass(frozen=True)

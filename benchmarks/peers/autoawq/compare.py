@@ -34,9 +34,9 @@ from benchmarks.stress_twins import make_twin
 from vlm_edge.core.bundle import atomic_write
 from vlm_edge.core.checkpoint import open_checkpoint
 from vlm_edge.models.text_weights import extract_text_model
-from vlm_edge.pipeline import quantize_run
 from vlm_edge.pipeline.machine import cpu_name
-from vlm_edge.pipeline.quantize import QuantizeOptions, quantize_model, versions
+from vlm_edge.pipeline.quantizing import run as quantize_run
+from vlm_edge.pipeline.quantizing.quantize import QuantizeOptions, quantize_model, versions
 from vlm_edge.quant.reading import dequantized
 from vlm_edge.quant.sequences import CalibrationSequence, Placement
 

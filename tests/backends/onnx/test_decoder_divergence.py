@@ -17,7 +17,7 @@ from vlm_edge.backends.onnx.decoder_divergence import BEHIND, first_divergence
 from vlm_edge.backends.onnx.parity import LIMITS, Divergence
 from vlm_edge.core.bundle import open_bundle, read_manifest
 from vlm_edge.errors import CheckFailed, DamagedBundle
-from vlm_edge.pipeline.export import ExportOptions, export_model
+from vlm_edge.pipeline.exporting.export import ExportOptions, export_model
 
 LIMIT = LIMITS["fp32"].relative_error
 DECODERS = [("llava", "llama"), ("llava", "qwen3"), ("paligemma", "gemma2"), ("qwen2_5_vl", "")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.pipeline.test_plan_report import CASES, GOLDEN, rounded
-from vlm_edge.pipeline.plan import make_report, to_json
+from tests.pipeline.planning.test_plan_report import CASES, GOLDEN, rounded
+from vlm_edge.pipeline.planning.plan import make_report, to_json
 
 for case, (model, options) in CASES.items():
     plain = rounded(to_json(make_report(model, options), "vlm-edge plan ..."))

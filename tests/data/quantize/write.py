@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.pipeline.test_quantize_page import GOLDEN, report
-from vlm_edge.pipeline.quantize_page import page
+from tests.pipeline.quantizing.test_page import GOLDEN, report
+from vlm_edge.pipeline.quantizing.page import page
 
 GOLDEN.write_text(page(report()), "utf-8")

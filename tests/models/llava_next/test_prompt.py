@@ -15,7 +15,7 @@ from tests.runnable import Runnable
 from vlm_edge.core.bundle import open_bundle
 from vlm_edge.errors import BadInput, DamagedBundle
 from vlm_edge.models.llava_next.prompt import LlavaNextPrompt
-from vlm_edge.pipeline.export import export_model
+from vlm_edge.pipeline.exporting.export import export_model
 
 SIZES = [(90, 61), (61, 90), (28, 28), (300, 20), (3, 200), (56, 28), (1, 1), (57, 28), (2000, 1), (1, 2000)]
 """(width, height); the thinnest leave no row or column of tiles' tokens."""

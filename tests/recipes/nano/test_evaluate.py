@@ -19,9 +19,9 @@ from recipes.nano.pages import VIEW_PX, draw_page
 from recipes.nano.questions import TASKS, visibility
 from tests.fake_pipeline import FakePipeline
 from vlm_edge.errors import BadInput
-from vlm_edge.pipeline.metrics import boxes_of
-from vlm_edge.pipeline.rows import EvalRow, read_rows
-from vlm_edge.pipeline.run import Pipeline
+from vlm_edge.pipeline.answering.run import Pipeline
+from vlm_edge.pipeline.evaluating.metrics import boxes_of
+from vlm_edge.pipeline.evaluating.rows import EvalRow, read_rows
 
 SEED, PAGES = 1_234_567, 3
 
