@@ -49,6 +49,7 @@ EVERY_TILE_NOTE = (
 )
 POSITION_HEADS = ("reduction", "tokens", "renumbered", "kept", "kept, less renumbered")
 POSITIONS_NOTE = (
+    "Here each view is reduced by itself; `run` shares what is kept among all views, which is worth most at a quarter. "
     "Reduced tokens are numbered anew in `run`, as the shipped decoder counts its positions itself. The model was trained so, "
     "with merged tokens on three pages of five, which speaks for renumbering here; a model that was trained on every token "
     "may differ. Qwen-VL's positions, which are rows and columns, are kept: its family allows no reduction."
