@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,7 +75,7 @@ class Workspace:
         self.folder = folder
         found = self._found(fingerprint)
         if found is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            clear(folder)
         self.state = found or State(fingerprint)
         self.resumed = len(self.state.layers)
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,4 +154,11 @@ class Workspace:
 
     def remove(self) -> None:
         """Everything is where it belongs."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        clear(self.folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove a workspace; its state first, so that a run that is killed meanwhile leaves nothing that could be continued."""
+    with suppress(OSError):
+        (folder / STATE).unlink()
+    shutil.rmtree(folder, ignore_errors=True)

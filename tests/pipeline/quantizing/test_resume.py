@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def test_two_runs_and_a_run_with_a_spill_file_write_the_same_bytes(
 
 
 KILLED = """
-import os, random, signal, sys, time
+import os, random, signal, sys, time, traceback
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -57,13 +58,15 @@ def run(seconds):
     if not child:
         try:
             quantize_model(model, out, options)
-        finally:
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return time.monotonic()
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == 0 or (ended == -signal.SIGKILL and seconds is not None), ended
 
 started = time.monotonic()
 quantize_model(model, out.with_name("whole"), options)
@@ -89,6 +92,29 @@ def test_a_run_that_is_killed_again_and_again_writes_the_same_bytes(
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", "llm", "reports"}
     assert not (tmp_path / "out" / WORK).exists()
+
+
+def test_a_run_that_is_killed_while_it_tidies_up_can_be_repeated(
+    llama: tuple[Path, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OPTIONS, calib=data)
+    real = shutil.rmtree
+
+    def killed_half_way(folder: Path, **given: Any) -> None:
+        layer = Path(folder) / "layer-000.safetensors"
+        if not layer.exists():
+            return real(folder, **given)
+        layer.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_model(llama[0], tmp_path / "out", options)
+    assert (tmp_path / "out" / WORK).exists()
+    assert quantize_model(llama[0], tmp_path / "out", options).report["resumed_layers"] == 0
+    quantize_model(llama[0], tmp_path / "whole", options)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("failing", ["write_layer", "start"])

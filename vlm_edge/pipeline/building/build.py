@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from vlm_edge.pipeline.measuring.memory_watch import MemoryWatch
 from vlm_edge.pipeline.planning.plan import Report
 from vlm_edge.pipeline.quantizing.quantize import WORK
 from vlm_edge.quant.memory_limit import release
+from vlm_edge.quant.workspace import clear
 
 __all__ = ["BuildOptions", "BuildProgress", "Built", "StepResult", "build_model"]
 
@@ -111,7 +111,7 @@ def build_model(
     results = [StepResult(PLAN, False, stage.record("", (), {"peak_bytes": report.plan.peak_bytes}))]
     if options.force and (out / WORK).exists():
         with locked(out):
-            shutil.rmtree(out / WORK, ignore_errors=True)
+            clear(out / WORK)
     every = steps_of(recipe, job.effort)
     for number, step in enumerate(every, start=2):
         if step not in todo:
