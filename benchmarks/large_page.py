@@ -3,7 +3,7 @@
 python -m benchmarks.shapes make llava-next-1.1b CHECKPOINT
 vlm-edge export CHECKPOINT BUNDLE --dtype int8
 vlm-edge quantize CHECKPOINT BUNDLE --method rtn --target cpu --lm-head int8
-python -m benchmarks.large_page CHECKPOINT BUNDLE [--runs 5] [--threads 2] [--tiles 4] [--without-transformers]
+python -m benchmarks.large_page CHECKPOINT BUNDLE [--runs 5] [--threads 2] [--tiles 4] [--transformers float32|bfloat16|none]
 
 Weights are random: counts, times and memory mean something, answers do not. Each row is a process of its own with its model loaded;
 they take turns, run by run, and medians are told. Peak is a process's resident set up to the end, the mapped files in it included.
@@ -60,9 +60,9 @@ def draw_page() -> Image.Image:
     return page
 
 
-def worker(kind: str, checkpoint: Path, bundle: Path, page: Path, threads: int, tiles: int) -> None:
+def worker(kind: str, checkpoint: Path, bundle: Path, page: Path, threads: int, tiles: int, dtype: str) -> None:
     """Load, say so, and answer each line with the JSON of one run."""
-    run = _by_transformers(checkpoint, bundle, page, threads) if kind == "transformers" else _by_us(
+    run = _by_transformers(checkpoint, bundle, page, threads, dtype) if kind == "transformers" else _by_us(
         LOOKS[kind], bundle, page, threads, tiles
     )  # fmt: skip
     print("ready", flush=True)
@@ -88,15 +88,17 @@ def _by_us(look: dict[str, Any], bundle: Path, page: Path, threads: int, tiles: 
     return run
 
 
-def _by_transformers(checkpoint: Path, bundle: Path, page: Path, threads: int) -> Callable[[], dict[str, Any]]:
-    """The same page by the family's own grid in bfloat16; the number of placeholders is the layout's."""
+def _by_transformers(
+    checkpoint: Path, bundle: Path, page: Path, threads: int, dtype: str
+) -> Callable[[], dict[str, Any]]:
+    """The same page by the family's own grid; the number of placeholders is the layout's."""
     import torch
     import transformers
     from tokenizers import Tokenizer
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
     torch.set_num_threads(threads)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+    model = transformers.AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval()
     file = json.loads((checkpoint / "preprocessor_config.json").read_text())
     processor = LlavaNextImageProcessorPil(
         **{key: value for key, value in file.items() if key != "image_processor_type"}
@@ -110,7 +112,7 @@ def _by_transformers(checkpoint: Path, bundle: Path, page: Path, threads: int) -
         pixels = processor(images=Image.open(page).convert("RGB"), return_tensors="pt")
         with torch.no_grad():
             model.generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), pixel_values=pixels["pixel_values"].bfloat16(),
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), pixel_values=pixels["pixel_values"].to(model.dtype),
                 image_sizes=pixels["image_sizes"], max_new_tokens=1, do_sample=False, pad_token_id=0,
             )  # fmt: skip
         return {"ttft": 1000 * (time.perf_counter() - start), "tokens": tokens, "prompt": prompt.shape[1]}
@@ -149,7 +151,7 @@ def median(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def main(arguments: argparse.Namespace) -> None:
     """Run the rows in turns and print the table."""
-    names = [*LOOKS, *([] if arguments.without_transformers else ["transformers"])]
+    names = [*LOOKS, *([] if arguments.transformers == "none" else ["transformers"])]
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.png"
         draw_page().save(page)
@@ -159,6 +161,7 @@ def main(arguments: argparse.Namespace) -> None:
             str(page),
             str(arguments.threads),
             str(arguments.tiles),
+            arguments.transformers,
         ]
         here = [sys.executable, "-m", "benchmarks.large_page", "--worker"]
         engines = [Engine(name, [*here, name, *paths], arguments.threads) for name in names]
@@ -189,7 +192,7 @@ def table(found: dict[str, list[dict[str, Any]]], every: dict[str, float], argum
         times = [run["ttft"] / 1000 for run in runs]
         parts = [f"{middle[part] / 1000:.2f}" if part in middle else "-" for part in ("vision", "prefill")]
         views = f"{middle['views']:.0f}" if "views" in middle else "-"
-        own = "transformers, the own grid in bfloat16" if name == "transformers" else name
+        own = f"transformers, the family's own grid in {arguments.transformers}" if name == "transformers" else name
         lines.append(
             f"| {own} | {views} | {middle['tokens']:.0f} | {middle['ttft'] / 1000:.2f} "
             f"({min(times):.2f}-{max(times):.2f}) | {every['ttft'] / middle['ttft']:.1f} | {middle['peak'] / MIB:.0f} "
@@ -202,8 +205,8 @@ def table(found: dict[str, list[dict[str, Any]]], every: dict[str, float], argum
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        kind, checkpoint, bundle, page, threads, tiles = sys.argv[2:]
-        worker(kind, Path(checkpoint), Path(bundle), Path(page), int(threads), int(tiles))
+        kind, checkpoint, bundle, page, threads, tiles, dtype = sys.argv[2:]
+        worker(kind, Path(checkpoint), Path(bundle), Path(page), int(threads), int(tiles), dtype)
     else:
         parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
         parser.add_argument("checkpoint", type=Path)
@@ -211,5 +214,7 @@ if __name__ == "__main__":
         parser.add_argument("--runs", type=int, default=5)
         parser.add_argument("--threads", type=int, default=host.real_cores())
         parser.add_argument("--tiles", type=int, default=4)
-        parser.add_argument("--without-transformers", action="store_true")
+        parser.add_argument(
+            "--transformers", choices=("float32", "bfloat16", "none"), default="float32", help="its precision, or none"
+        )
         main(parser.parse_args())
