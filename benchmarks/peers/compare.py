@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
         models.mkdir(parents=True, exist_ok=True)
         dtype = _torch_dtype(arguments)
         peers = _peers(arguments, models, dtype)
-        image, pixels = _inputs(arguments.checkpoint, work, max(arguments.views))
+        images, pixels = _inputs(arguments.checkpoint, work, max(arguments.views))
         found: dict[str, Found] = {}
         outputs: dict[str, dict[str, np.ndarray]] = {}
         read = []
@@ -84,7 +84,7 @@ def main(arguments: argparse.Namespace) -> None:
             for peer in peers:
                 read.append(_bandwidth(arguments.threads))
                 engine = Engine(peer.name, peer.command, arguments.threads)
-                _round(engine, peer, found, image, pixels, arguments)
+                _round(engine, peer, found, images, pixels, arguments)
                 if number == 0:
                     outputs[peer.name] = _outputs(engine, peer, pixels, work)
                 engine.close()
@@ -180,15 +180,20 @@ def _torch_dtype(arguments: argparse.Namespace) -> str:
     return "fp32" if (host.available_bytes() or 0) > FP32_ROOM * size else "bf16"
 
 
-def _inputs(checkpoint: Path, work: Path, views: int) -> tuple[Path, Path]:
-    """An image file, and the normalised pixels of so many views."""
+def _inputs(checkpoint: Path, work: Path, views: int) -> tuple[tuple[Path, Path], Path]:
+    """Two image files, to warm up with and to ask about, and the normalised pixels of so many views.
+
+    Two, because some engines keep what they computed for a prompt and reuse it for one that begins in the same way.
+    """
     side = json.loads((checkpoint / "config.json").read_text())["vision_config"]["image_size"]
     random = np.random.default_rng(0)
-    small = random.integers(0, 256, (IMAGE_PX[1] // 64, IMAGE_PX[0] // 64, 3), np.uint8)
-    Image.fromarray(small).resize(IMAGE_PX, Image.Resampling.BICUBIC).save(work / "image.png")
+    images = work / "warm.png", work / "image.png"
+    for path in images:
+        small = random.integers(0, 256, (IMAGE_PX[1] // 64, IMAGE_PX[0] // 64, 3), np.uint8)
+        Image.fromarray(small).resize(IMAGE_PX, Image.Resampling.BICUBIC).save(path)
     colours, noise = random.normal(size=(views, 3, 1, 1)), random.normal(size=(views, 3, side, side))
     np.save(work / "pixels.npy", (colours + noise).astype(np.float32))
-    return work / "image.png", work / "pixels.npy"
+    return images, work / "pixels.npy"
 
 
 def _order(engine: Engine, order: str, **more: Any) -> Any:
@@ -196,12 +201,13 @@ def _order(engine: Engine, order: str, **more: Any) -> Any:
 
 
 def _round(
-    engine: Engine, peer: Peer, found: dict[str, Found], image: Path, pixels: Path, arguments: argparse.Namespace
-) -> None:
+    engine: Engine, peer: Peer, found: dict[str, Found], images: tuple[Path, Path], pixels: Path,
+    arguments: argparse.Namespace,
+) -> None:  # fmt: skip
     """Every figure once, each behind a call that warms up."""
-    asked = None
+    asked, (warm, image) = None, images
     if peer.asks:
-        _order(engine, "ask", image=str(image), new=2)
+        _order(engine, "ask", image=str(warm), new=2)
         asked = Asked(**_order(engine, "ask", image=str(image), new=NEW_TOKENS))
     facts = _order(engine, "facts")
     mine = found.setdefault(
