@@ -265,12 +265,13 @@ def _bandwidth(threads: int) -> float:
 
 
 def _about(arguments: argparse.Namespace) -> str:
+    title = (__doc__ or "").splitlines()[0].rstrip(".")
     options = f"--threads {arguments.threads} --repeats {arguments.repeats}{' --fp32' if arguments.fp32 else ''}"
     command = (
         f"python -m benchmarks.peers.compare CHECKPOINT BUNDLE --openvino PYTHON --llama PYTHON --out OUT {options}"
     )
     return (
-        f"{(__doc__ or '').partition(chr(10))[0]}\n\n`{command}`\n\n{arguments.checkpoint.name}, {datetime.date.today()}, "
+        f"# {title}\n\n`{command}`\n\n{arguments.checkpoint.name}, {datetime.date.today()}, "
         f"{cpu_name()}, {arguments.threads} threads, Python {platform.python_version()}. Medians of {arguments.repeats}, "
         f"{NEW_TOKENS} tokens decoded, an image of {IMAGE_PX[0]} x {IMAGE_PX[1]} px."
     )
