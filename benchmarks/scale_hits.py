@@ -23,7 +23,7 @@ from recipes.nano.pages import Style, draw_page
 from vlm_edge.core.geometry import AnyResGeometry, TileGeometry, TokenGeometry
 from vlm_edge.core.layout import Box
 from vlm_edge.pipeline.answering.tile_choice import FINE_SHARE, Choice, choices, finest, grid_cell_px
-from vlm_edge.pipeline.evaluating.paired import bootstrap, newcombe
+from vlm_edge.pipeline.evaluating.paired import bootstrap, paired_difference
 from vlm_edge.vision import saliency
 
 SEED = FIRST_SEED + 600_000
@@ -68,7 +68,7 @@ def page_hits(seed: int, index: int, counted: dict[tuple[str, int, int, float], 
         cell = grid_cell_px(geometry, scales[0], size)
         found = saliency.detail_of_bands([pixels], cell_px=cell)
         for count in COUNTS:
-            made = choices(found, geometry, scales, size, cell_px=cell, max_tiles=count)
+            made = list(choices(found, geometry, scales, size, cell_px=cell, max_tiles=count))
             for share in SHARES:
                 choice = finest(made, share)
                 boxes = [tile.box for tile in choice.tiles]
@@ -79,14 +79,6 @@ def page_hits(seed: int, index: int, counted: dict[tuple[str, int, int, float], 
                     for least in LEGIBLE_PX:
                         counted.setdefault((family, count, least, share), []).append(inside and letters_px >= least)
     return len(lines)
-
-
-def against(hits: Sequence[bool], base: Sequence[bool], pages: NDArray[np.intp]) -> tuple[float, float, float]:
-    """Difference to another rule with a 95% interval: the wider of Newcombe's and a bootstrap over pages."""
-    a, b = np.array(base), np.array(hits)
-    outer = newcombe(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
-    drawn = bootstrap(b.astype(np.float64) - a, pages)
-    return float(b.mean() - a.mean()), min(outer[0], drawn[0]), max(outer[1], drawn[1])
 
 
 def scales(pages: int, seed: int = SEED) -> None:
@@ -119,6 +111,7 @@ def _cells(by_share: dict[float, list[bool]], of_page: NDArray[np.intp]) -> str:
             low, high = bootstrap(np.array(hits, np.float64), of_page)
             cells.append(f"{np.mean(hits):.1%} ({100 * low:.1f}-{100 * high:.1f})")
         else:
-            mean, low, high = against(hits, base, of_page)
-            cells.append(f"{np.mean(hits):.1%}, {100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+            found = paired_difference(np.array(base), np.array(hits), of_page)
+            points = f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+            cells.append(f"{np.mean(hits):.1%}, {points}")
     return " | ".join(cells)

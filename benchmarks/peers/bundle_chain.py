@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmarks.peers.chain import QUESTION, Asked, Parts, serve, step_times
 from benchmarks.peers.decoding import CONTEXT
-from benchmarks.peers.onnx_decoder import TARGET, BundleDecoder, facts
+from benchmarks.peers.onnx_decoder import TARGET, BundleDecoder, facts, stored_dtype
 from vlm_edge import AskOptions, Pipeline
-from vlm_edge.core.bundle import Bundle, open_bundle
+from vlm_edge.core.bundle import open_bundle
 from vlm_edge.pipeline.answering.encoders import open_encoder
 
 
@@ -44,13 +44,7 @@ class BundleChain:
         self._pipeline = None
         encoder = open_encoder(self._bundle, TARGET, self._threads)
         decoder = BundleDecoder(self._bundle, self._threads)
-        return Parts(facts(self._bundle), decoder, vision(self._bundle), encoder.encode)
-
-
-def vision(bundle: Bundle) -> str:
-    """Precision of the tower, from the bundle's own record."""
-    graph = bundle.path("vision.graph", target=TARGET)
-    return next(each.dtype for each in bundle.manifest.artifacts if bundle.root / each.path == graph)
+        return Parts(facts(self._bundle), decoder, stored_dtype(self._bundle, "vision.graph"), encoder.encode)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,15 @@ def facts(bundle: Bundle) -> Facts:
     )
 
 
+def stored_dtype(bundle: Bundle, role: str) -> str:
+    """Of the file with a role, from the bundle's own record."""
+    file = bundle.path(role, target=TARGET)
+    return next(each.dtype for each in bundle.manifest.artifacts if bundle.root / each.path == file)
+
+
 def _precision(bundle: Bundle) -> tuple[str, str, str]:
     """Of weights, lm_head and activations, in words; a decoder that was exported and not quantized has no report."""
-    graph = bundle.path("llm.graph", target=TARGET)
-    dtype = next(each.dtype for each in bundle.manifest.artifacts if bundle.root / each.path == graph)
+    dtype = stored_dtype(bundle, "llm.graph")
     if dtype in ("fp32", "fp16"):
         return dtype, dtype, dtype
     report = json.loads((bundle.root / "reports/quantize.json").read_text())

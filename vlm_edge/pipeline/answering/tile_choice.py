@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vlm_edge.core.contracts import Floats, SaliencyRunner
@@ -115,21 +115,22 @@ def choices(
     *,
     cell_px: int,
     max_tiles: int,
-) -> list[Choice]:
-    """Up to `max_tiles` tiles of each scale, by a map of saliency."""
-    made = []
+) -> Iterator[Choice]:
+    """Up to `max_tiles` tiles of each scale, by a map of saliency; a scale is looked at when it is asked for."""
     for scale in scales:
         boxes = cells_in_source(geometry, scale, image_px)
         chosen = tiling.salient_cells(found, boxes, cell_px=cell_px, max_tiles=max_tiles)
         tiles = tuple(Tile(*boxes[i], score) for i, score in zip(chosen.numbers, chosen.scores, strict=True))
         cells = tuple(divmod(number, scale.cols) for number in chosen.numbers)
-        made.append(Choice(scale, cells, tiles, chosen.share))
-    return made
+        yield Choice(scale, cells, tiles, chosen.share)
 
 
-def finest(made: Sequence[Choice], share: float = FINE_SHARE) -> Choice:
-    """The first choice, the finest being first, that holds so much; the last one where none does."""
-    return next((choice for choice in made if choice.share >= share), made[-1])
+def finest(made: Iterable[Choice], share: float = FINE_SHARE) -> Choice:
+    """The first of one or more choices, the finest being first, that holds so much; the last one where none does."""
+    for choice in made:
+        if choice.share >= share:
+            break
+    return choice
 
 
 def grid_cell_px(geometry: TokenGeometry, scale: ImageLayout, image_px: Size) -> int:

@@ -40,21 +40,28 @@ class Difference:
 
 
 def difference(rows_a: Sequence[RowOutcome], rows_b: Sequence[RowOutcome]) -> Difference:
-    """Pair two runs row by row.
+    """Pair two runs row by row; rows about one image stand or fall together.
 
-    The interval holds two others: Newcombe's, which does not collapse where no row differs, and one that draws images anew,
-    since rows about one image stand or fall together.  Raises BadInput when the runs are not over the same rows in one order.
+    Raises BadInput when the runs are not over the same rows in one order.
     """
     if [row.row for row in rows_a] != [row.row for row in rows_b]:
         raise BadInput("the two runs are not over the same rows", remedy="evaluate the same data file with both")
     right_a, right_b = (np.array([row.right for row in rows], bool) for rows in (rows_a, rows_b))
+    clusters = np.unique([row.image for row in rows_a], return_inverse=True)[1] if rows_a else np.zeros(0, np.intp)
+    return paired_difference(right_a, right_b, clusters)
+
+
+def paired_difference(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], clusters: NDArray[np.intp]) -> Difference:
+    """The same of [N] rights and wrongs each; clusters: as `bootstrap` has them.
+
+    The interval holds two others: Newcombe's, which does not collapse where no row differs, and one that draws clusters anew.
+    """
     both, only_a = int((right_a & right_b).sum()), int((right_a & ~right_b).sum())
-    only_b, n = int((~right_a & right_b).sum()), len(rows_a)
+    only_b, n = int((~right_a & right_b).sum()), len(right_a)
     low, high = newcombe(both, only_a, only_b, n - both - only_a - only_b)
-    clusters = np.unique([row.image for row in rows_a], return_inverse=True)[1] if n else np.zeros(0, np.intp)
-    by_image = bootstrap(right_b.astype(np.float64) - right_a, clusters)
+    by_cluster = bootstrap(right_b.astype(np.float64) - right_a, clusters)
     mean = (only_b - only_a) / n if n else 0.0
-    return Difference(n, only_a, only_b, mean, min(low, by_image[0]), max(high, by_image[1]))
+    return Difference(n, only_a, only_b, mean, min(low, by_cluster[0]), max(high, by_cluster[1]))
 
 
 def newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
