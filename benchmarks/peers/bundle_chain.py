@@ -1,6 +1,7 @@
-"""A bundle through this project's runtime: python -m benchmarks.peers.bundle_chain BUNDLE THREADS
+"""A bundle through this project's runtime: python -m benchmarks.peers.bundle_chain BUNDLE THREADS [KEEP]
 
-Its context is cut to what the other engines' caches have, so that none pays for positions that nobody asks for.
+KEEP: share of the image's tokens that stays, by `--reduce landmark`; without it every token. Its context is cut to what the other
+engines' caches have, so that none pays for positions that nobody asks for.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from vlm_edge.pipeline.answering.encoders import open_encoder
 class BundleChain:
     """Pipeline, or its encoder and engine."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, keep: float | None) -> None:
         opened = open_bundle(folder)
         limits = replace(opened.manifest.limits, max_model_len=CONTEXT)
         self._bundle = replace(opened, manifest=replace(opened.manifest, limits=limits))
         self._threads = threads
+        self._reduced = {"reduce": "none"} if keep is None else {"reduce": "landmark", "keep": keep}
         self._pipeline: Pipeline | None = None
 
     def ask(self, image: str, new: int) -> Asked:
         self._pipeline = self._pipeline or Pipeline.load(self._bundle, device=TARGET, threads=self._threads)
         self._pipeline.forget()
-        options = AskOptions(tiling="none", reduce="none", max_new_tokens=new, ignore_eos=True)
+        options = AskOptions(tiling="none", **self._reduced, max_new_tokens=new, ignore_eos=True)
         started = time.perf_counter()
         answer = self._pipeline.ask(image, QUESTION, options)
         ended = time.perf_counter()
@@ -48,4 +50,4 @@ class BundleChain:
 
 
 if __name__ == "__main__":
-    serve(BundleChain(Path(sys.argv[1]), int(sys.argv[2])))
+    serve(BundleChain(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]) if sys.argv[3:] else None))

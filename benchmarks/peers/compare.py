@@ -38,13 +38,15 @@ from benchmarks.engines import Engine
 from benchmarks.peers.chain import Asked
 from benchmarks.peers.decoding import CONTEXT, Facts, Timing
 from benchmarks.peers.openvino.renamed import write_renamed
-from benchmarks.peers.report import LLAMA, OPENVINO, OURS, OURS_FP32, TORCH, Found, draw, figures, markdown
+from benchmarks.peers.report import LLAMA, OPENVINO, OURS, OURS_FP32, OURS_HALVED, TORCH, Found, draw, figures, markdown
 from vlm_edge.core import host
 from vlm_edge.pipeline.machine import cpu_name
 
 MOST_DIFFERENCE = 1e-2
 """Relative, of outputs of engines that all compute at full precision (llama.cpp keeps matrices and cache in fp16)."""
 IMAGE_PX = (1024, 768)
+KEPT = 0.5
+"""Share of the image's tokens that stays in one row; results/visual_tokens.md has what that costs in answers."""
 MOST_ROUNDING = 0.2
 """The same of features where towers are rounded; those of a tower with other weights differ by about 1."""
 FP32_ROOM = 2.5
@@ -55,6 +57,8 @@ NOTES = (
     "share of bandwidth: what a token reads, weights and KV cache, against what threads reach that only read",
     "TTFT: from an image file and a question, warm; peak: resident memory of the process that did so, mapped files included",
     "llama.cpp answers no question about an image here: it is built without mtmd (setup.sh), so its peak is its decoder's",
+    "half the image tokens: fp32 vision, `--reduce landmark --keep {kept}`, whose answers on documents are as often right as with "
+    "every token (visual_tokens.md); the other rows read every token",
     "OpenVINO's vision, prefill and decode go through its Runtime on the files that GenAI reads; a question through VLMPipeline",
     "this project's context is {context} positions, as llama.cpp's; the other engines' caches grow",
 )
@@ -62,11 +66,12 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Peer:
-    """command: of a worker (peers/chain.py). asks: about images, with a tower of its own."""
+    """command: of a worker (peers/chain.py). asks: about images. parts: a tower and a decoder that are timed apart."""
 
     name: str
     command: Sequence[str]
     asks: bool = True
+    parts: bool = True
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -93,7 +98,7 @@ def main(arguments: argparse.Namespace) -> None:
     bandwidth = statistics.median(read)
     of = {name: figures(each, NEW_TOKENS, bandwidth) for name, each in found.items()}
     about = _about(arguments)
-    notes = [note.format(prompt=CHECKED_PROMPT, dtype=dtype, context=CONTEXT) for note in NOTES]
+    notes = [note.format(prompt=CHECKED_PROMPT, dtype=dtype, context=CONTEXT, kept=KEPT) for note in NOTES]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = markdown(found, of, bandwidth, about, notes)
     arguments.out.with_suffix(".md").write_text(text, "utf-8")
@@ -108,12 +113,13 @@ def _peers(arguments: argparse.Namespace, models: Path, dtype: str) -> list[Peer
     """Converted where they are not there yet."""
     here, threads = [sys.executable, "-m"], str(arguments.threads)
 
-    def ours(bundle: Path) -> list[str]:
-        return [*here, "benchmarks.peers.bundle_chain", str(bundle), threads]
+    def ours(bundle: Path, *more: str) -> list[str]:
+        return [*here, "benchmarks.peers.bundle_chain", str(bundle), threads, *more]
 
     peers = [Peer(TORCH, [*here, "benchmarks.peers.torch_chain", str(arguments.checkpoint), threads, dtype])]
     peers.insert(0, Peer(OURS_FP32, ours(arguments.bundle)))
     if not arguments.fp32:
+        peers.insert(1, Peer(OURS_HALVED, ours(arguments.bundle, str(KEPT)), parts=False))
         peers.insert(0, Peer(OURS, ours(_with_int8_vision(arguments.checkpoint, arguments.bundle, models))))
     if arguments.openvino:
         model = models / ("openvino-genai-fp32" if arguments.fp32 else "openvino-genai-int4")
@@ -215,6 +221,9 @@ def _round(
     )
     if asked:
         mine.asked.append(asked)
+    if not peer.parts:
+        return
+    if asked:
         for views in arguments.views:
             order = {"pixels": str(pixels), "views": views}
             _order(engine, "vision", **order)
@@ -226,6 +235,8 @@ def _round(
 
 def _outputs(engine: Engine, peer: Peer, pixels: Path, work: Path) -> dict[str, np.ndarray]:
     file = work / "output.npy"
+    if not peer.parts:
+        return {}
     orders: dict[str, Mapping[str, Any]] = {"logits": {"prompt": CHECKED_PROMPT}}
     if peer.asks:
         orders["features"] = {"pixels": str(pixels)}

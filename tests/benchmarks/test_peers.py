@@ -17,17 +17,38 @@ from benchmarks.peers import chain, compare
 from benchmarks.peers.chain import Asked, Parts, serve, step_times
 from benchmarks.peers.decoding import Facts, Timing
 from benchmarks.peers.openvino.renamed import write_renamed
-from benchmarks.peers.report import LLAMA, OPENVINO, OURS, TORCH, Figures, Found, aims, draw, figures, markdown, panels
+from benchmarks.peers.report import (
+    LLAMA,
+    OPENVINO,
+    OURS,
+    OURS_HALVED,
+    TORCH,
+    Figures,
+    Found,
+    aims,
+    draw,
+    figures,
+    markdown,
+    panels,
+)
 
 FACTS = Facts("v1", "int4", "int8", "fp16", "int8", vocabulary=50, read_bytes=900, position_bytes=2)
 GOOD = Figures(
     vision_ms={1: 80.0, 5: 400.0}, prefill={64: 100.0, 640: 90.0}, decode={64: 50.0, 640: 40.0}, share={64: 0.9, 640: 0.85},
-    ttft_ms=700.0, token_ms=20.0, peak_bytes=900 << 20, feature_error=0.015,
+    ttft_ms=700.0, token_ms=20.0, prompt_tokens=600, peak_bytes=900 << 20, feature_error=0.015,
 )  # fmt: skip
 PEERS = {
     OPENVINO: replace(GOOD, vision_ms={1: 80.0, 5: 401.0}, prefill={64: 120.0, 640: 100.0}, peak_bytes=901 << 20),
     TORCH: replace(GOOD, ttft_ms=1000.0, peak_bytes=3000 << 20),
-    LLAMA: replace(GOOD, vision_ms={}, ttft_ms=None, token_ms=None, decode={64: 50.0, 640: 39.0}, peak_bytes=1 << 20),
+    LLAMA: replace(
+        GOOD,
+        vision_ms={},
+        ttft_ms=None,
+        token_ms=None,
+        prompt_tokens=None,
+        decode={64: 50.0, 640: 39.0},
+        peak_bytes=1 << 20,
+    ),
 }
 
 
@@ -37,6 +58,21 @@ def test_aims_are_met_at_their_limits() -> None:
     assert judged[0].found == "1.00x for 1, 1.00x for 5 view(s), error 1.50%"
     assert judged[1].found == "1.20x at 64, 1.11x at 640"
     assert judged[5].found == "900 MiB; least 900 MiB, vlm-edge int8 vision"
+
+
+def test_fewer_tokens_are_an_aim_of_their_own() -> None:
+    halved = replace(
+        GOOD, vision_ms={}, prefill={}, decode={}, share={}, ttft_ms=500.0, prompt_tokens=300, peak_bytes=950 << 20
+    )
+    whole = replace(GOOD, ttft_ms=800.0)
+    judged = aims({OURS: whole, OURS_HALVED: halved, **PEERS})
+    assert [(aim.found, aim.met) for aim in judged[4:6]] == [("0.80x", False), ("0.50x", True)]
+    asked_only = Found(FACTS, "fp32", asked=[Asked(100.0, 10.0, 300, 5 << 20)])
+    engines = {OURS: found(5 << 20), OURS_HALVED: asked_only}
+    rows = markdown(
+        engines, {name: figures(each, 20, 20_000) for name, each in engines.items()}, 2e10, "about", []
+    ).splitlines()
+    assert f"| {OURS_HALVED} | - | - | - | - | - | - | 300 | 100 | 10.0 | 5 | - | - |" in rows
 
 
 @pytest.mark.parametrize(
@@ -91,7 +127,7 @@ def test_the_table_leaves_out_what_an_engine_does_not_do() -> None:
     assert rows[0] == "about"
     assert f"| {LLAMA} | v1 | - | int4 | int8 | fp16 | int8 |" in rows
     (row,) = [row for row in rows if row.startswith(f"| {LLAMA} | - |")]
-    assert row.endswith("| - | - | 7 | - | - |")
+    assert row.endswith("| - | - | - | 7 | - | - |")
     assert "Memory was read at 20.0 GB/s." in rows
     assert "| prefill within 1.2x of OpenVINO's | OpenVINO GenAI was left out | not known |" in rows
     widths = {
