@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+MOST_CHARS = 2000
+"""Of a message; the end of a longer one stays, since it says why."""
+_END_CHARS = 500
+
 
 class VlmEdgeError(Exception):
     """Base of all errors that a user can cause or mend.
 
-    message: what is wrong.  remedy: what to do about it, as one line; shown after `fix:`.
+    message: what is wrong; of a very long one, which quotes a file, the middle is left out.  remedy: what to do about it, as one
+    line; shown after `fix:`.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, *, remedy: str) -> None:
+        if len(message) > MOST_CHARS:
+            message = f"{message[: MOST_CHARS - _END_CHARS]} ... {message[-_END_CHARS:]}"
         super().__init__(message)
         self.message = message
         self.remedy = remedy
