@@ -25,7 +25,6 @@ SECONDS = 10.0
 """Of processor time, so that a busy machine makes no hang."""
 SILENCE_S = 120.0
 """Of the clock, after which a child that neither works nor ends is killed."""
-MOST_CHARS = 4000
 STRETCH = 250
 
 
@@ -131,8 +130,8 @@ def _judged(attempt: Attempt, number: int, seed: str, allowed_bytes: int) -> Ver
     except VlmEdgeError as refusal:
         what = "refused"
         allowed_bytes = getattr(refusal, "allowed_bytes", allowed_bytes)
-        if not refusal.remedy or len(refusal.message) > MOST_CHARS:
-            fault, told = "message", f"{type(refusal).__name__}: {refusal.message[:300]!r}, fix: {refusal.remedy!r}"
+        if not refusal.remedy:
+            fault, told = "message", f"{type(refusal).__name__}: {refusal.message!r}, fix: {refusal.remedy!r}"
     except _Hang:
         what, fault, told = "none", "hang", f"over {SECONDS:.0f} s of processor time"
     except BaseException:  # noqa: BLE001  # that is what is looked for

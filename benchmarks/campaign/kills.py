@@ -169,6 +169,12 @@ def forked(work: Callable[[Path], object], out: Path, after_s: float | None) -> 
     return os.waitpid(child, 0)[1]
 
 
+def different(expected: object, found: object) -> list[object]:
+    """The entries of two results, mappings or lists, that only one of them has."""
+    one, other = (list(each.items()) if isinstance(each, dict) else list(each) for each in (expected, found))  # type: ignore[call-overload]
+    return [entry for entry in (*one, *other) if (entry in one) != (entry in other)]
+
+
 def campaign(name: str, work: Work, kills: int, seed: int, folder: Path) -> tuple[int, int, Counter[str]]:
     """How many were killed (a child may end first), how many runs came to the end, and what was found after each kill."""
     whole = folder / "whole"
@@ -196,8 +202,11 @@ def campaign(name: str, work: Work, kills: int, seed: int, folder: Path) -> tupl
             found[work.check(out, frozenset(answers))] += 1
         if forked(work.do, out, None):
             raise SystemExit(f"{name} does not go on from what {KILLS_IN_ROW} kills have left")
-        if work.result(out) != expected:
-            raise SystemExit(f"{name} came to another result")
+        if (result := work.result(out)) != expected:
+            kept = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+            shutil.copytree(whole, kept / "expected")
+            shutil.copytree(out, kept / "found")
+            raise SystemExit(f"{name} came to another result, kept in {kept}: {different(expected, result)}")
         if left := [path.name for path in out.glob(".export-*")]:
             raise SystemExit(f"{name} left {left} behind")
         finished += 1
