@@ -19,13 +19,16 @@ Each section names the command that wrote it. Seeds make every attempt again.
 _TOOLS = ("torch", "onnxruntime", "pillow", "tokenizers")
 
 
-def write(name: str, head: Sequence[str], rows: Sequence[Sequence[Any]], *, about: str, out: Path = OUT) -> None:
-    """Replace the section of that name, or add it."""
+def write(
+    name: str, head: Sequence[str], rows: Sequence[Sequence[Any]], *, about: str, out: Path = OUT, title: str = TITLE,
+    command: str = "",
+) -> None:  # fmt: skip
+    """Replace the section of that name, or add it.  command: what to print in place of what was typed."""
     versions = ", ".join(f"{tool} {metadata.version(tool)}" for tool in _TOOLS)
-    command = " ".join(["python -m", _module(), *sys.argv[1:]])
+    command = command or " ".join(["python -m", _module(), *sys.argv[1:]])
     section = f"## {name}\n\n{about} `{command}`, {datetime.date.today()}, Python {platform.python_version()}, {versions}.\n\n"
     section += "".join(f"| {' | '.join(map(str, row))} |\n" for row in [head, ["---"] * len(head), *rows])
-    text = out.read_text("utf-8") if out.is_file() else TITLE
+    text = out.read_text("utf-8") if out.is_file() else title
     others = [part for part in re.split(r"(?m)^(?=## )", text) if not part.startswith(f"## {name}\n")]
     out.write_text("\n".join(part.strip("\n") + "\n" for part in [*others, section]), "utf-8")
 
