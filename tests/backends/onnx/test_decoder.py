@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,17 @@ def test_without_the_builder_the_remedy_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(MissingDependency, match="onnxruntime-genai") as caught:
         build_decoder(tmp_path, tmp_path / "out", precision="int4")
     assert "vlm-edge[build]" in caught.value.remedy
+
+
+def test_the_graph_does_not_tell_what_repository_the_builder_ran_in(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("onnxruntime_genai")
+    onnx = pytest.importorskip("onnx")
+    from tests.tiny_decoders import TEXT, builder_in_process
+
+    config = transformers.LlamaConfig(**TEXT, tie_word_embeddings=False)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "torch")
+    with builder_in_process():
+        build_decoder(tmp_path / "torch", tmp_path / "out", precision="fp32")
+    graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    assert graph.producer_version == metadata.version("onnxruntime-genai")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def build_decoder(text_dir: Path, out: Path, *, precision: str, text: TextSpec |
     """Turn a text model's folder (config.json, safetensors) into a decoder graph with onnxruntime-genai's builder.
 
     out: becomes a folder with the graph and its weights.  precision: `int4` (round to nearest, block 128, lm_head included), `fp32`
-    or `fp16`.  text: sets what the builder gets wrong, attention's windows and
-    directions and Gemma's norms; without it the graph stays as it was made.
+    or `fp16`.  text: sets what the builder gets wrong, attention's windows and directions and Gemma's norms; without it the graph
+    computes what it was made to.
     Disk: the graph's weights, beside `out`.  Memory: the builder holds the text model as stored, and one tensor converted.
     Returns the names of the files written.  Raises MissingDependency without the builder, BadInput where it refuses the model,
     CheckFailed when it left out or mistook the lm_head.
@@ -93,11 +94,12 @@ def _finish(folder: Path, text_dir: Path, text: TextSpec | None) -> None:
 
     model = onnx.load(str(folder / GRAPH), load_external_data=False)
     _check_head(model)
-    if text is None:
-        return
-    set_attention(model, text)
-    if text.architecture in OFFSET_NORMS:
-        restore_norms(model, folder, text_dir, text)
+    # The builder adds the commit of whatever repository its environment lies in, which would make other bytes of the same model.
+    model.producer_version = metadata.version("onnxruntime-genai")
+    if text is not None:
+        set_attention(model, text)
+        if text.architecture in OFFSET_NORMS:
+            restore_norms(model, folder, text_dir, text)
     onnx.save(model, str(folder / GRAPH))
 
 
