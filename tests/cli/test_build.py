@@ -93,7 +93,7 @@ def test_a_recipe_is_asked_for(capsys: Captured) -> None:
 
 
 def progress(**parts: Any) -> BuildProgress:
-    given = {"text": "trace", "left_s": None, "rss_bytes": 1 << 20, "peak_bytes": 2 << 20, "planned_bytes": 3 << 20}
+    given = {"text": "trace", "left_s": None, "held_bytes": 1 << 20, "peak_bytes": 2 << 20, "planned_bytes": 3 << 20}
     return BuildProgress("export", 2, 5, **{**given, **parts})
 
 

@@ -27,7 +27,7 @@ from vlm_edge.units import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from vlm_edge.pipeline.building.build import BuildProgress, Built
 
-COLUMNS = ("step", "", "planned peak", "measured peak", "time")
+COLUMNS = ("step", "", "planned peak", "measured peak", "with mapped files", "time")
 
 
 def _targets() -> list[str]:
@@ -139,7 +139,7 @@ def _line(found: BuildProgress, said: str) -> str:
     left = "" if found.left_s is None else f"{render.minutes(found.left_s)} left, "
     planned = "" if found.planned_bytes is None else f" of {format_bytes(found.planned_bytes)} planned"
     return (
-        f"{where}: {said}; {left}{format_bytes(found.rss_bytes)} held, peak {format_bytes(found.peak_bytes)}{planned}"
+        f"{where}: {said}; {left}{format_bytes(found.held_bytes)} held, peak {format_bytes(found.peak_bytes)}{planned}"
     )
 
 
@@ -185,6 +185,7 @@ def _show(done: Built) -> None:
             step.name,
             "finished before" if step.skipped else "done",
             "-" if step.record.planned_peak_bytes is None else format_bytes(step.record.planned_peak_bytes),
+            format_bytes(step.record.kept_peak_bytes),
             format_bytes(step.record.measured_peak_bytes),
             f"{step.record.seconds:.1f} s",
         )

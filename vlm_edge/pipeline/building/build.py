@@ -38,7 +38,8 @@ class BuildProgress:
     """Where a build is.
 
     number: of this step among `steps`.  text: what it does now; empty for a mere look at the memory.  left_s: what the rest of
-    this step may take, where that is known.  peak_bytes: of this step, of which planned_bytes were expected (None: not planned).
+    this step may take, where that is known.  held_bytes, peak_bytes: now and at most in this step, without pages of mapped files,
+    of which planned_bytes were expected (None: not planned).
     """
 
     step: str
@@ -46,7 +47,7 @@ class BuildProgress:
     steps: int
     text: str
     left_s: float | None
-    rss_bytes: int
+    held_bytes: int
     peak_bytes: int
     planned_bytes: int | None
 
@@ -155,7 +156,7 @@ class _Stage:
         watch = self._watch
         self._on_progress(
             BuildProgress(
-                self.name, self.number, self.steps, text, left, watch.rss_bytes, watch.peak_bytes, self.planned
+                self.name, self.number, self.steps, text, left, watch.held_bytes, watch.kept_bytes, self.planned
             )
         )
 

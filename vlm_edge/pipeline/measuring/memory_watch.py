@@ -15,13 +15,13 @@ LOOKS_PER_TICK = 10
 class MemoryWatch:
     """A thread that looks every INTERVAL_S while the block lasts.
 
-    rss_bytes: resident now.  peak_bytes: resident at most; this process's own peak is the system's record, which misses nothing.
-    kept_bytes: the same without pages of mapped files, which the system drops when it needs room, as far as the thread saw it.
+    peak_bytes: resident at most; this process's own peak is the system's record, which misses nothing.  held_bytes, kept_bytes: now
+    and at most, without pages of mapped files, which the system drops when it needs room, as far as the thread saw it.
     on_tick: called in that thread twice a second.
     """
 
     def __init__(self, on_tick: Callable[[], None] = lambda: None) -> None:
-        self.rss_bytes = self.peak_bytes = self.kept_bytes = 0
+        self.held_bytes = self.peak_bytes = self.kept_bytes = 0
         self._on_tick = on_tick
         self._recorded = False
         self._looks = 0
@@ -49,6 +49,6 @@ class MemoryWatch:
 
     def _look(self) -> None:
         children = host.children_rss_bytes()
-        self.rss_bytes = host.rss_bytes() + children
-        self.peak_bytes = max(self.peak_bytes, self.rss_bytes)
-        self.kept_bytes = max(self.kept_bytes, host.kept_bytes() + children)
+        self.held_bytes = host.kept_bytes() + children
+        self.kept_bytes = max(self.kept_bytes, self.held_bytes)
+        self.peak_bytes = max(self.peak_bytes, host.rss_bytes() + children)
