@@ -98,7 +98,7 @@ def _built(checkpoint: Path, out: Path, recipe: str, most: str, size: str, more:
             row["seconds"],
             "finished before" if row["skipped"] else "",
             row["kept_peak_bytes"],
-        )  # fmt: skip
+        )
         for row in found["steps"]
     ]
     stored = sum(artifact["bytes"] for artifact in found["artifacts"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from typing import Any, cast
@@ -22,6 +23,16 @@ def family(name: str) -> VlmFamily:
     """The family in vlm_edge/models/<name>; raises BadInput for a name without a folder."""
     _check("models", name, "model family")
     return cast(VlmFamily, importlib.import_module(f"vlm_edge.models.{name}").FAMILY)
+
+
+def has_part(name: str, part: str) -> bool:
+    """Whether the family's folder has a module of that name; nothing is imported."""
+    return importlib.util.find_spec(f"vlm_edge.models.{name}.{part}") is not None
+
+
+def family_part(name: str, part: str) -> Any:
+    """A module of the family's folder, such as `images` or `prompt`; None where the folder lacks it."""
+    return importlib.import_module(f"vlm_edge.models.{name}.{part}") if has_part(name, part) else None
 
 
 def family_of(config: Mapping[str, Any]) -> VlmFamily:

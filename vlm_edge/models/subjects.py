@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -52,16 +50,11 @@ def _geometry(
     family: VlmFamily, spec: ModelSpec, config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
 ) -> Geometry:
     """How the family cuts images; the spec's one view where it has no preprocessing of its own."""
-    found = _module(family.name, "settings")
+    found = discover.family_part(family.name, "settings")
     if found is None:
         return spec.geometry
     if preprocessor is None:
-        assumed = _module(family.name, "assumed")
+        assumed = discover.family_part(family.name, "assumed")
         preprocessor = assumed.preprocessor(spec) if assumed is not None else {}
     geometry: Geometry = found.settings_from(config, preprocessor).geometry
     return geometry
-
-
-def _module(family: str, name: str) -> Any | None:
-    path = f"vlm_edge.models.{family}.{name}"
-    return importlib.import_module(path) if importlib.util.find_spec(path) is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -53,7 +52,7 @@ def build_bundle(checkpoint: Path, out: Path, recipe: Recipe, *, images: Sequenc
             f"{checkpoint} lacks {', '.join(missing)}", remedy="save processor and tokenizer beside the weights"
         )
     family = discover.family(recipe.family)
-    components = importlib.import_module(f"vlm_edge.models.{recipe.family}.components")
+    components = discover.family_part(recipe.family, "components")
     out.mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)
     artifacts = [_copy(checkpoint, out, name, role) for role, name in CONFIGURATION.items()]

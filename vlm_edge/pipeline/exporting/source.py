@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +20,6 @@ from vlm_edge.core.specs import ModelSpec
 from vlm_edge.errors import BadInput, DamagedBundle, DamagedInstallation
 from vlm_edge.models.bundle_files import open_tokenizer, read_object
 from vlm_edge.pipeline.exporting import hub
-
-_MODULE_OF_FAMILY = "vlm_edge.models.{}.{}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def located(
 def of_checkpoint(checkpoint: Checkpoint, origin: Mapping[str, str]) -> Source:
     """What an open checkpoint is; raises as describe does."""
     family = discover.family_of(checkpoint.config)
-    if importlib.util.find_spec(_MODULE_OF_FAMILY.format(family.name, "components")) is None:
+    if not discover.has_part(family.name, "components"):
         raise BadInput(
             f"models of the family {family.name} can be planned, not exported",
             remedy="use a checkpoint of another family",
@@ -123,13 +119,13 @@ def image_settings(family: VlmFamily, config: Mapping[str, Any], preprocessor: M
 
 def family_module(family: VlmFamily, part: str) -> Any:
     """A module of a family's folder, by its name; raises DamagedInstallation where the folder lacks it."""
-    name = _MODULE_OF_FAMILY.format(family.name, part)
-    if importlib.util.find_spec(name) is None:
+    found = discover.family_part(family.name, part)
+    if found is None:
         raise DamagedInstallation(
             f"the model family {family.name} has no {part}.py, without which its checkpoints cannot be exported",
             remedy=f"install vlm-edge again; in a family of your own, add it to models/{family.name}/ as models/llava/ has it",
         )
-    return importlib.import_module(name)
+    return found
 
 
 def bundle_images(bundle: Bundle) -> tuple[Any, Any]:

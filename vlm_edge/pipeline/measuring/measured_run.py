@@ -120,7 +120,7 @@ def _prepared(bundle: Bundle, run: Run) -> dict[str, Any]:
     """The image read and cut as the run would do it."""
     spec = bundle.manifest.model
     pixels = sources.load_image(run.image).pixels
-    rules = importlib.import_module(f"vlm_edge.models.{spec.family}.prompt").RULES
+    rules = discover.family_part(spec.family, "prompt").RULES
     config, preprocessor = (_object(bundle.root / name) for name in ("config.json", "preprocessor_config.json"))
     # the tokenizer that completes settings tells how long markers are, which is nothing to the encoder
     settings = rules.refine(rules.settings(config, preprocessor), spec, None)
