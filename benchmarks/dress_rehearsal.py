@@ -129,7 +129,7 @@ def _asked(out: Path, page: Path, most: str) -> list[Step]:
 def _streamed(asked: Sequence[str], planned_bytes: int) -> Step:
     """The same as text, whose pieces are timed as they arrive."""
     started, times = time.perf_counter(), []
-    command = [sys.executable, "-m", "vlm_edge.cli", "run", *asked]
+    command = [sys.executable, "-m", "vlm_edge", "run", *asked]
     child = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert child.stdout
     while os.read(child.stdout.fileno(), 1 << 16):

@@ -90,7 +90,7 @@ def _save_input(checkpoint: Path, file: Path) -> None:
 
 def quietly(*arguments: str) -> None:
     """A command of vlm-edge whose report nobody reads; raises CalledProcessError when it fails."""
-    subprocess.run([sys.executable, "-m", "vlm_edge.cli", *arguments, "--json"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "vlm_edge", *arguments, "--json"], check=True, stdout=subprocess.DEVNULL)
 
 
 def _torch_runner(checkpoint: str, compiled: bool) -> tuple[str, Callable[[dict[str, np.ndarray]], np.ndarray]]:

@@ -50,16 +50,16 @@ def _median_s(command: list[str], runs: int) -> float:
 def start(runs: int = 11) -> None:
     """Whole processes, the first of each left out, medians."""
     base = _median_s([sys.executable, "-c", "import typer, rich.console, rich.panel, rich.table"], runs)
-    shown = _median_s([sys.executable, "-m", "vlm_edge.cli", "--help"], runs)
+    shown = _median_s([sys.executable, "-m", "vlm_edge", "--help"], runs)
     print(
         f"import typer and rich {1000 * base:.0f} ms; vlm-edge --help {1000 * shown:.0f} ms; ratio {shown / base:.2f}"
     )
-    cold = _median_s([sys.executable, "-m", "vlm_edge.cli", "run", str(PAGE), "what is the total?"], runs)
+    cold = _median_s([sys.executable, "-m", "vlm_edge", "run", str(PAGE), "what is the total?"], runs)
     print(f"vlm-edge run on the sample page, cold process: {1000 * cold:.0f} ms")
-    planned = _median_s([sys.executable, "-m", "vlm_edge.cli", "plan", "llava-1.5-7b", "--device", "rtx-4090"], runs)
+    planned = _median_s([sys.executable, "-m", "vlm_edge", "plan", "llava-1.5-7b", "--device", "rtx-4090"], runs)
     print(f"vlm-edge plan llava-1.5-7b --device rtx-4090: {1000 * planned:.0f} ms; {planned / shown:.2f} times --help")
     done = subprocess.run(
-        [sys.executable, "-m", "vlm_edge.cli", "run", str(PAGE), "what is the total?", "--json"],
+        [sys.executable, "-m", "vlm_edge", "run", str(PAGE), "what is the total?", "--json"],
         check=True, capture_output=True,
     )  # fmt: skip
     memory = json.loads(done.stdout)["memory"]

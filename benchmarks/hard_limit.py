@@ -133,7 +133,7 @@ def main() -> None:
 
 def command(request: Request, bundle: Bundle) -> list[str]:
     """`vlm-edge run` with the planned peak as its budget."""
-    return [sys.executable, "-m", "vlm_edge.cli", *request.arguments(bundle, request.peak_bytes)]
+    return [sys.executable, "-m", "vlm_edge", *request.arguments(bundle, request.peak_bytes)]
 
 
 def requests(bundle: Bundle, count: int, seed: int, folder: Path) -> list[Request]:

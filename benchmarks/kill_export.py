@@ -45,7 +45,7 @@ def working_bundle(folder: Path) -> Path:
 
 def export(bundle: Path, dtype: str, *, kill_after_s: float | None = None) -> tuple[float, str]:
     """Run the command; returns the seconds that it took and the last step that it told of."""
-    command = [sys.executable, "-m", "vlm_edge.cli", "export", str(CHECKPOINT), str(bundle), "--dtype", dtype]
+    command = [sys.executable, "-m", "vlm_edge", "export", str(CHECKPOINT), str(bundle), "--dtype", dtype]
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 def measured(*arguments: str) -> tuple[int, float, dict[str, Any]]:
     """Run `vlm-edge ARGUMENTS --json`; returns peak bytes, seconds and its report. Exits as the command does when it fails."""
-    command = [sys.executable, "-m", "vlm_edge.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "vlm_edge", *arguments, "--json"]
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(command, stdout=output)

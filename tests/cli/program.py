@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-VLM_EDGE = (sys.executable, "-m", "vlm_edge.cli")
+VLM_EDGE = (sys.executable, "-m", "vlm_edge")
 
 
 def in_checkout(folder: Path, **more: str) -> dict[str, Any]:

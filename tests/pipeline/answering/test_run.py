@@ -183,7 +183,7 @@ def test_the_plan_bounds_what_was_measured() -> None:
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "vlm_edge.cli", "run", str(RECEIPT), "what is the total?", "--json"]
+    command = [sys.executable, "-m", "vlm_edge", "run", str(RECEIPT), "what is the total?", "--json"]
     memory = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["memory"]
     assert memory["measured_peak_bytes"] <= memory["planned_peak_bytes"] < 2 * memory["measured_peak_bytes"]
 
