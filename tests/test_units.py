@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_edge.errors import BadInput
-from vlm_edge.units import format_bytes, parse_bytes
+from vlm_edge.units import format_bytes, format_pair, parse_bytes
 
 SCALES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -79,3 +79,18 @@ def test_written_bytes_are_within_rounding_of_the_count_and_can_be_read_again(co
     assert abs(float(match[1]) * scale - count) <= last_place / 2 * (scale > 1) + 1e-6 * scale
     assert abs(parse_bytes(text) - count) <= last_place
     assert float(match[1]) < 1024 or match[2] == "GiB"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (2**30, 2**29, ("1.0 GiB", "512 MiB")),
+        (2**30 + 2**22, 2**30, ("1,028 MiB", "1,024 MiB")),
+        (2**30 + 2**12, 2**30, ("1,048,580 KiB", "1,048,576 KiB")),
+        (2**30 + 1, 2**30, ("1,073,741,825 B", "1,073,741,824 B")),
+        (2**30, 2**30, ("1.0 GiB", "1.0 GiB")),
+    ],
+)
+def test_amounts_that_differ_are_told_apart(one: int, other: int, told: tuple[str, str]) -> None:
+    assert format_pair(one, other) == told
+    assert format_pair(other, one) == told[::-1]

@@ -35,3 +35,13 @@ def format_bytes(count: int) -> str:
         if abs(value) >= 1 - 0.5 / KIB:
             return f"{value:.0f} {name}" if abs(value) >= 99.95 else f"{value:.1f} {name}"
     return f"{count} B"
+
+
+def format_pair(one: int, other: int) -> tuple[str, str]:
+    """Two amounts that are compared: where `format_bytes` says the same of different ones, to a MiB, a KiB or a byte."""
+    found = format_bytes(one), format_bytes(other)
+    for name, factor in (("MiB", MIB), ("KiB", KIB), ("B", 1)):
+        if one == other or found[0] != found[1]:
+            break
+        found = f"{one / factor:,.0f} {name}", f"{other / factor:,.0f} {name}"
+    return found

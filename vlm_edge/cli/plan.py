@@ -20,7 +20,7 @@ from vlm_edge.cli.options import (
     recipe_names,
     typed,
 )
-from vlm_edge.units import format_bytes
+from vlm_edge.units import format_bytes, format_pair
 
 if TYPE_CHECKING:
     from vlm_edge.memory.phases import Plan
@@ -155,10 +155,9 @@ def _show(report: Report) -> None:
     where = report.device.title if report.device else report.request.target
     render.table(f"{subject.name} on {where}", ("part", "memory", "dtype", *planned.phases, "how"), _rows(planned))
     verdict = "fits" if planned.fits else "does not fit"
+    peak, budget = format_pair(planned.peak_bytes, planned.budget_bytes)
     render.emit(
-        f"\n{verdict}: {planned.peak_phase} needs {format_bytes(planned.peak_bytes)} of "
-        f"{format_bytes(planned.budget_bytes)}; {planned.visual_tokens} visual tokens",
-        end="\n",
+        f"\n{verdict}: {planned.peak_phase} needs {peak} of {budget}; {planned.visual_tokens} visual tokens", end="\n"
     )
     if planned.host_peak_bytes:
         render.emit(f"the host needs {format_bytes(planned.host_peak_bytes)} beside it", end="\n")

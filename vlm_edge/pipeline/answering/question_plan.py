@@ -20,7 +20,7 @@ from vlm_edge.memory.plan import Load, Plan, plan_run
 from vlm_edge.pipeline.answering.encoders import SALIENCY_ROLE, decoder_target
 from vlm_edge.pipeline.answering.options import CNN, AskOptions, Look
 from vlm_edge.pipeline.answering.tile_choice import cell_count
-from vlm_edge.units import format_bytes
+from vlm_edge.units import format_bytes, format_pair
 from vlm_edge.vision import bands, saliency, sources
 from vlm_edge.vision.raster import FileRaster, Picture
 
@@ -158,8 +158,8 @@ def check_fits(planned: Plan, *, remark: str = "") -> None:
     """Raise DoesNotFit when a plan's peak exceeds its budget.  remark: what else the message says."""
     if not planned.fits:
         largest = max((i for i in planned.items if planned.peak_phase in i.phases), key=lambda item: item.bytes)
+        peak, allowed = format_pair(planned.peak_bytes, planned.budget_bytes)
         raise DoesNotFit(
-            f"{planned.peak_phase} needs {format_bytes(planned.peak_bytes)}; {format_bytes(planned.budget_bytes)} are allowed"
-            f"{remark}",
+            f"{planned.peak_phase} needs {peak}; {allowed} are allowed{remark}",
             remedy=f"raise --budget, or shrink the largest part, {largest.name} ({format_bytes(largest.bytes)}: {largest.formula})",
         )

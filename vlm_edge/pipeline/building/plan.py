@@ -15,7 +15,7 @@ from vlm_edge.memory.steps import TORCH_RUNTIME_BYTES
 from vlm_edge.memory.weights import decoder_bytes
 from vlm_edge.pipeline.planning.inputs import Planned
 from vlm_edge.pipeline.planning.plan import PlanOptions, Report, report_on
-from vlm_edge.units import MIB, format_bytes
+from vlm_edge.units import MIB, format_bytes, format_pair
 
 PLAN, EXPORT, QUANTIZE, VERIFY, MEASURE = "plan", "export", "quantize", "verify", "measure"
 BUILDER_COPIES = 3
@@ -119,8 +119,8 @@ def check_steps(plans: Sequence[StepPlan], limit_bytes: int) -> None:
     for step in plans:
         if step.least_bytes > limit_bytes:
             hint = f"; {step.smaller}" if step.smaller else ""
+            needed, allowed = format_pair(step.least_bytes, limit_bytes)
             raise DoesNotFit(
-                f"{step.name} needs {format_bytes(step.least_bytes)} of this machine's memory; "
-                f"{format_bytes(limit_bytes)} are allowed",
+                f"{step.name} needs {needed} of this machine's memory; {allowed} are allowed",
                 remedy=f"give it --max-memory {-(-enough // MIB)}MiB, on a machine that has as much{hint}",
             )

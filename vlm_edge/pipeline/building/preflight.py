@@ -31,7 +31,7 @@ from vlm_edge.pipeline.planning.plan import Report
 from vlm_edge.pipeline.planning.recipe_checks import check_words
 from vlm_edge.pipeline.quantizing.quantize import calibration_path, check_options, seqlen_of
 from vlm_edge.quant.calibrate import read_samples
-from vlm_edge.units import format_bytes
+from vlm_edge.units import format_pair
 
 TARGETS = ("cpu", "cuda")
 
@@ -132,9 +132,9 @@ def fit(model: Planned, recipe: Recipe, effort: Effort, options: BuildOptions, l
     if named and not plan.fits:
         where = report.device.title if report.device else "the budget"
         helps = [advice.change for advice in report.advice if advice.fits]
+        peak, usable = format_pair(plan.peak_bytes, plan.budget_bytes)
         raise DoesNotFit(
-            f"the bundle would not fit {where}: {plan.peak_phase} needs {format_bytes(plan.peak_bytes)} of "
-            f"{format_bytes(plan.budget_bytes)}",
+            f"the bundle would not fit {where}: {plan.peak_phase} needs {peak} of {usable}",
             remedy=f"change the recipe; this would do: {helps[0]}"
             if helps
             else "use a smaller model or a larger device",

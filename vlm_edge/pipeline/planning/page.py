@@ -10,7 +10,7 @@ from typing import Any
 from vlm_edge.pipeline import html_page
 from vlm_edge.pipeline.html_page import table
 from vlm_edge.pipeline.planning.colors import color_of
-from vlm_edge.units import format_bytes
+from vlm_edge.units import format_bytes, format_pair
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _BAR, _TOP = 920, 96, 96, 44, 28, 34
 
@@ -24,7 +24,7 @@ def page(plan: Mapping[str, Any]) -> str:
     """The page as text: no script, nothing from elsewhere."""
     title = f"{plan['model']} on {plan['device'] or plan['target']}"
     kind, verdict = ("yes", "Fits") if plan["fits"] else ("no", "Does not fit")
-    peak, budget = format_bytes(plan["peak_bytes"]), format_bytes(plan["budget_bytes"])
+    peak, budget = format_pair(plan["peak_bytes"], plan["budget_bytes"])
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="verdict"><b class="{kind}">{verdict}.</b> {escape(plan["peak_phase"])} needs {peak} of {budget}.'

@@ -21,7 +21,7 @@ from vlm_edge.errors import BadInput, VlmEdgeError
 from vlm_edge.pipeline.answering.options import AskOptions, Look
 from vlm_edge.pipeline.planning.inputs import of_recipe
 from vlm_edge.pipeline.planning.plan import PlanOptions, report_on
-from vlm_edge.units import format_bytes
+from vlm_edge.units import format_bytes, format_pair
 
 _ENOUGH = "100000GiB"
 """A budget for everything: whether a device can hold the model is `plan`'s question."""
@@ -94,7 +94,7 @@ def _follow(recipe: Recipe) -> str:
     for device in recipe.devices:
         plan = report_on(model, PlanOptions(device=device)).plan
         if not plan.fits:
-            needed, usable = format_bytes(plan.peak_bytes), format_bytes(plan.budget_bytes)
+            needed, usable = format_pair(plan.peak_bytes, plan.budget_bytes)
             raise BadInput(
                 f"it does not fit {device}: {needed} of {usable}", remedy="lower its limits, or leave that out"
             )

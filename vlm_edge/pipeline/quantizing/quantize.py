@@ -26,7 +26,7 @@ from vlm_edge.pipeline.exporting.llm import TEXT_SOURCE, VISION_SOURCE, same_mod
 from vlm_edge.pipeline.exporting.source import Source, located, of_checkpoint, source_hashes
 from vlm_edge.pipeline.exporting.tools import require_build_tools
 from vlm_edge.pipeline.quantizing.page import page
-from vlm_edge.units import format_bytes
+from vlm_edge.units import format_pair
 
 METHODS = ("awq", "rtn")
 TARGETS = ("none", "cpu", "cuda")
@@ -287,7 +287,8 @@ def gate(kl: float, plain_kl: float, method: str) -> None:
 def memory_refusal(limit_bytes: int, least_bytes: int) -> BadInput:
     """--max-memory cannot work."""
     mib = -(-least_bytes // (1 << 20))
+    limit, least = format_pair(limit_bytes, least_bytes)
     return BadInput(
-        f"--max-memory {format_bytes(limit_bytes)} is too small: {format_bytes(least_bytes)} are needed",
+        f"--max-memory {limit} is too small: {least} are needed",
         remedy=f"use --max-memory {mib}MiB or more, a smaller --seqlen, or --method rtn",
     )
