@@ -195,8 +195,8 @@ def _show(done: Built) -> None:
     render.table(f"{manifest.name} in {done.bundle.root}, by the recipe {done.recipe.name}", COLUMNS, rows)
     size = sum(artifact.bytes for artifact in manifest.artifacts)
     told = f"{len(manifest.artifacts)} files, {format_bytes(size)}"
-    measured = next((step.record.details for step in done.steps if step.name == "measure"), None)
-    if measured:
-        planned, found = (format_bytes(measured[f"{kind}_peak_bytes"]) for kind in ("planned", "measured"))
+    run = next((step.record.details.get("run") for step in done.steps if step.name == "measure"), None)
+    if run:
+        planned, found = (format_bytes(run[f"{kind}_peak_bytes"]) for kind in ("planned", "measured"))
         told += f"; a run holds {planned} as planned, {found} as measured"
     render.emit(told, end="\n")

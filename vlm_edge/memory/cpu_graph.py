@@ -36,6 +36,11 @@ class CpuGraph:
         """Of the graph's data."""
         return self.weights_bytes + self.head_bytes + self.tables_bytes
 
+    @property
+    def loaded_bytes(self) -> int:
+        """What it takes to load it: the file, what is laid beside it, and the largest matrix once more."""
+        return self.file_bytes + self.beside_bytes + self.repacked_bytes
+
 
 def cpu_graph(text: TextSpec, request: Request) -> CpuGraph:
     """As `quantize --target cpu` writes it, or `export --component llm`; lm_head is fp32 where fp16 is asked for."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from vlm_edge.core.calibration import HELD_OUT_EVERY, SEARCH_TOKENS
 from vlm_edge.memory.request import Subject
 
+COMPARED_BYTES = 256 << 20
+"""What comparing a loaded decoder on a few short prompts takes beside it, its cache and activations. A bound."""
 _FLOAT = 4
 
 

@@ -97,9 +97,9 @@ def test_every_step_is_planned_measured_and_told(first: tuple[Built, list[BuildP
     details = {step.name: step.record.details for step in built.steps}
     assert details["quantize"]["held_out"]["kl"] <= details["quantize"]["held_out"]["plain_kl"]
     assert details["verify"]["ok"]
-    assert set(details["measure"]["phases"]) == {"load", "preprocess", "encode", "prefill", "decode"}
+    assert set(details["measure"]["run"]["phases"]) == {"load", "preprocess", "encode", "prefill", "decode"}
     plan = json.loads((built.bundle.root / "reports/plan.json").read_text())
-    assert plan["measured"] == details["measure"]["phases"]
+    assert plan["measured"] == details["measure"]["run"]["phases"]
     assert json.loads((built.bundle.root / "reports/verify.json").read_text())["ok"]
     order = list(dict.fromkeys(each.step for each in told if each.text))
     assert order == STEPS

@@ -9,8 +9,9 @@ from vlm_edge.backends.onnx.layered import TEMPLATE_LAYERS
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import DoesNotFit
-from vlm_edge.memory.quantize_plan import MemoryPlan, plan, sizes_of
-from vlm_edge.memory.request import Subject
+from vlm_edge.memory.cpu_graph import cpu_graph
+from vlm_edge.memory.quantize_plan import COMPARED_BYTES, MemoryPlan, plan, sizes_of
+from vlm_edge.memory.request import Request, Subject
 from vlm_edge.memory.steps import TORCH_RUNTIME_BYTES
 from vlm_edge.memory.weights import decoder_bytes
 from vlm_edge.pipeline.planning.inputs import Planned
@@ -44,17 +45,27 @@ class Effort:
 class StepPlan:
     """One step's planned peak.
 
-    least_bytes: what it can be made to do with, states being kept in a file.  smaller: what would make it smaller, in words.
+    peaks_bytes: what it holds, ascending: at the least, and where there is room for more.  smaller: what would make it smaller, in
+    words.
     """
 
     name: str
-    peak_bytes: int
-    least_bytes: int
+    peaks_bytes: tuple[int, ...]
     smaller: str = ""
+
+    @property
+    def least_bytes(self) -> int:
+        """What it can be made to do with."""
+        return self.peaks_bytes[0]
+
+    @property
+    def peak_bytes(self) -> int:
+        """What it holds where nothing limits it."""
+        return self.peaks_bytes[-1]
 
     def within(self, limit_bytes: int) -> int:
         """What it holds under a limit that allows for the least."""
-        return self.peak_bytes if self.peak_bytes <= limit_bytes else self.least_bytes
+        return max((peak for peak in self.peaks_bytes if peak <= limit_bytes), default=self.least_bytes)
 
 
 def run_report(
@@ -77,18 +88,18 @@ def step_plans(model: Planned, recipe: Recipe, effort: Effort) -> tuple[StepPlan
         plans.append(_quantize(model.subject, recipe, effort))
     # verify opens what a run opens, here in a process that may hold torch; a measured run is a process beside this one
     opened = TORCH_RUNTIME_BYTES + run.plan.peak_bytes
-    plans.append(StepPlan(VERIFY, opened, opened))
+    plans.append(StepPlan(VERIFY, (opened,)))
     if effort.measured:
-        plans.append(StepPlan(MEASURE, opened, opened, "--no-measure leaves it out"))
+        plans.append(StepPlan(MEASURE, (opened,), "--no-measure leaves it out"))
     return tuple(plans)
 
 
 def _export(tower_bytes: int, subject: Subject, llm: str) -> StepPlan:
     if llm == "int4":
-        return StepPlan(EXPORT, tower_bytes, tower_bytes)
+        return StepPlan(EXPORT, (tower_bytes,))
     decoder = BUILDER_COPIES * decoder_bytes(subject.text, weights="fp32", group_size=1)
     peak = max(tower_bytes, TORCH_RUNTIME_BYTES + decoder)
-    return StepPlan(EXPORT, peak, peak, "packing.llm: int4 needs less")
+    return StepPlan(EXPORT, (peak,), "packing.llm: int4 needs less")
 
 
 def _quantize(subject: Subject, recipe: Recipe, effort: Effort) -> StepPlan:
@@ -96,14 +107,22 @@ def _quantize(subject: Subject, recipe: Recipe, effort: Effort) -> StepPlan:
     plain = max(quantize_plan(subject, recipe, effort, "rtn").spilled, _drawing(subject.text))
     smaller = [f"--method rtn needs {format_bytes(plain)}"] if plain < made.spilled else []
     smaller += ["a smaller --seqlen less"] if effort.method == "awq" else []
-    drawn = _drawing(subject.text)
-    return StepPlan(QUANTIZE, max(made.resident, drawn), max(made.spilled, drawn), ", ".join(smaller))
+    drawn, loaded = _drawing(subject.text), _comparing(subject.text, recipe)
+    peaks = {max(made.spilled, drawn), max(made.resident, drawn), max(made.resident, drawn, loaded)}
+    return StepPlan(QUANTIZE, tuple(sorted(peaks)), ", ".join(smaller))
 
 
 def _drawing(text: TextSpec) -> int:
     """While the builder, a process beside this one, draws the graph from two layers' attention. A bound."""
     attention = 2 * text.hidden * text.head_dim * (text.heads + text.kv_heads)
     return 2 * TORCH_RUNTIME_BYTES + BUILDER_COPIES * TEMPLATE_LAYERS * attention * 4
+
+
+def _comparing(text: TextSpec, recipe: Recipe) -> int:
+    """While the finished decoder is loaded as a run loads it; without the room it is compared from the file. A bound."""
+    packing = recipe.packing
+    graph = cpu_graph(text, Request(weights="awq", group_size=packing.group_size, lm_head=packing.lm_head))
+    return TORCH_RUNTIME_BYTES + graph.loaded_bytes + COMPARED_BYTES
 
 
 def quantize_plan(subject: Subject, recipe: Recipe, effort: Effort, method: str) -> MemoryPlan:

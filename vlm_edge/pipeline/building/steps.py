@@ -263,7 +263,7 @@ def _measure(job: Job, say: Say) -> Done:
     plain = {**to_json(report, job.command), "measured": phases}
     with written(job.out / PLAN_REPORT, remedy="free space there") as stream:
         stream.write(json.dumps(plain, indent=1).encode() + b"\n")
-    return Done(details={"phases": phases, **peak})
+    return Done(details={"run": {"phases": phases, **peak}})
 
 
 def existing(out: Path) -> Bundle | None:

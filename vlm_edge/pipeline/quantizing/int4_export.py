@@ -28,6 +28,8 @@ from vlm_edge.core.embedding import EmbeddingTable
 from vlm_edge.core.periodic import every
 from vlm_edge.core.specs import TextSpec
 from vlm_edge.errors import CheckFailed
+from vlm_edge.memory.cpu_graph import stored_graph
+from vlm_edge.memory.quantize_plan import COMPARED_BYTES
 from vlm_edge.models.decoder_layers import StreamedDecoder
 from vlm_edge.models.text_template import write_template
 from vlm_edge.pipeline.exporting.llm import COMPONENT, EMBEDDING, PROMPT_TOKENS, check_text, sample_inputs
@@ -40,7 +42,6 @@ BUILDERS = {"cpu": "fp32", "cuda": "fp16"}
 """The float type that each target's graph computes in."""
 GAP = 1e-3
 """Two logits that are nearer to each other may change places with the order of additions."""
-SPARE_BYTES = 256 << 20
 KV_SEQUENCES = 8
 """Calibration sequences that the KV cache's scales are found on."""
 SCALES = "kv_scales.safetensors"
@@ -287,12 +288,13 @@ def _as_it_runs(
     if parity.ok or job.settings.accuracy_level == EXACT:
         require(parity, remedy="report the model; --target none writes the AWQ checkpoint alone")
         level = "int8" if job.settings.accuracy_level == INT8_ACTIVATIONS else "float"
-        return parity, {"activations": level, "as_run": summary}
+        return parity, {"activations": level, "as_run": summary, "loaded_bytes": _loaded_bytes(job, graph)}
     int4_decoder.set_accuracy(graph, EXACT)
     rows = _rows(job, graph, embeds, positions, mapped=False)
     parity = _parity(job, rows, logits, "int4")
     require(parity, remedy="report the model; --target none writes the AWQ checkpoint alone")
-    return parity, {"activations": "float", "as_run": _summary(job, rows, logits), "int8_activations": summary}
+    found = {"activations": "float", "as_run": _summary(job, rows, logits), "int8_activations": summary}
+    return parity, {**found, "loaded_bytes": _loaded_bytes(job, graph)}
 
 
 def _quantize_cache(
@@ -334,8 +336,12 @@ def _data_bytes(graph: Path) -> int:
 
 def _has_room(job: Int4Job, graph: Path) -> bool:
     """Whether a limit lets the decoder be loaded as a run loads it."""
-    needed = host.rss_bytes() + _data_bytes(graph) + SPARE_BYTES
-    return job.limit.limit_bytes is None or needed <= job.limit.limit_bytes
+    return job.limit.limit_bytes is None or host.rss_bytes() + _loaded_bytes(job, graph) <= job.limit.limit_bytes
+
+
+def _loaded_bytes(job: Int4Job, graph: Path) -> int:
+    """What loading and comparing the decoder as a run loads it will take. A bound."""
+    return stored_graph(job.text, _data_bytes(graph)).loaded_bytes + COMPARED_BYTES
 
 
 def _summary(job: Int4Job, rows: Sequence[Floats], logits: Floats) -> dict[str, float | int]:

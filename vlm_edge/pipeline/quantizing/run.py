@@ -152,7 +152,11 @@ class Run:
             files = self._assemble(work, stage)
             graph = self._graph(work, stage)
             self.limit.check()
-        report = self._report(work, made, found, resident, time.monotonic() - started)
+        planned = max(
+            made.resident if resident else made.spilled,
+            self.base_bytes + graph.report.get("loaded_bytes", 0) if graph is not None else 0,
+        )
+        report = self._report(work, made, found, resident, planned, time.monotonic() - started)
         if graph is None:
             return Finished(files, report, work.remove)
         report["onnx"] = graph.report
@@ -237,7 +241,7 @@ class Run:
             yield states.get(index), places[index]
 
     def _report(
-        self, work: Workspace, made: MemoryPlan, found: Divergence | None, resident: bool, seconds: float
+        self, work: Workspace, made: MemoryPlan, found: Divergence | None, resident: bool, planned: int, seconds: float
     ) -> dict[str, Any]:
         options = {
             key: value
@@ -263,7 +267,7 @@ class Run:
             "gates": gates,
             "memory": {
                 "limit_bytes": self.options.max_memory_bytes,
-                "planned_bytes": made.resident if resident else made.spilled,
+                "planned_bytes": planned,
                 "least_bytes": made.spilled,
                 "peak_bytes": max(self.limit.peak_bytes, host.rss_bytes()),
                 "kept_peak_bytes": self.limit.kept_bytes,
