@@ -10,8 +10,9 @@ from vlm_edge.pipeline.building.plan import QUANTIZE, Effort, StepPlan, check_st
 from vlm_edge.pipeline.planning.inputs import of_recipe
 
 GIB = 1 << 30
-MEASURED_BYTES = 4_680_830_976
-"""That rounding llava-1.5-7b for a CPU kept at most, its decoder loaded for the comparison (benchmarks/dress_rehearsal.py)."""
+MEASURED_BYTES = 5_520_433_152
+"""The peak of rounding llava-1.5-7b for a CPU, its decoder loaded for the comparison, mapped files included: the system's record, which
+also has the moment in which the largest matrix is held twice (benchmarks/dress_rehearsal.py)."""
 RTN = Effort("cpu", "rtn", samples=32, seqlen=1024)
 
 
@@ -26,7 +27,7 @@ def quantizing(recipe: Recipe, effort: Effort) -> StepPlan:
 
 def test_with_room_the_finished_decoder_is_planned_to_be_loaded(recipe: Recipe) -> None:
     planned = quantizing(recipe, RTN).within(12 * GIB)
-    assert MEASURED_BYTES < planned < 1.2 * MEASURED_BYTES
+    assert MEASURED_BYTES < planned < 1.1 * MEASURED_BYTES
 
 
 def test_without_that_room_a_step_does_with_less(recipe: Recipe) -> None:
