@@ -11,8 +11,8 @@ from vlm_edge.pipeline.planning.inputs import of_recipe
 
 GIB = 1 << 30
 MEASURED_BYTES = 5_520_433_152
-"""The peak of rounding llava-1.5-7b for a CPU, its decoder loaded for the comparison, mapped files included: the system's record, which
-also has the moment in which the largest matrix is held twice (benchmarks/dress_rehearsal.py)."""
+"""The peak of rounding llava-1.5-7b for a CPU, its decoder loaded for the comparison (benchmarks/dress_rehearsal.py): the system's
+record, mapped files and the moment in which the largest matrix is held twice included."""
 RTN = Effort("cpu", "rtn", samples=32, seqlen=1024)
 
 
