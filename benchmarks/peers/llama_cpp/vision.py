@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import gguf
@@ -52,10 +53,15 @@ class LlamaVision:
 
         It takes pixels of 8 bits alone and normalises them itself, which belongs to its time and costs little beside the tower.
         """
+        levels = as_bytes(pixels, *self._normalised_by)
+        return np.stack([self._encode_one(each) for each in levels])
+
+    @cached_property
+    def _normalised_by(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation [3]; read from the file for the parts alone, whose memory is not the question's."""
         fields = gguf.GGUFReader(self._path).fields
         mean, std = (np.array(fields[f"clip.vision.image_{name}"].contents(), np.float32) for name in ("mean", "std"))
-        levels = as_bytes(pixels, mean, std)
-        return np.stack([self._encode_one(each) for each in levels])
+        return mean, std
 
     def _encode_one(self, image: np.ndarray) -> np.ndarray:
         height, width, _ = image.shape
