@@ -1,6 +1,6 @@
 """llama.cpp in peers/compare.py: python -m benchmarks.peers.llama_cpp.chain MODEL.gguf THREADS [PROJECTOR.gguf TOKENIZER.json]
 
-PROJECTOR: of projector.py. Without one, or where llama.cpp was built without libmtmd, its decoder alone is measured. TOKENIZER: the
+PROJECTOR: a file of projector.py, for which llama.cpp must have libmtmd; without one its decoder alone is measured. TOKENIZER: the
 checkpoint's, since MODEL holds no vocabulary.
 """
 
@@ -39,9 +39,8 @@ class DecoderOnly:
 class LlamaChain:
     """One model and one tower for the chain and for its parts."""
 
-    def __init__(self, path: str, threads: int, vision: LlamaVision, decoder: LlamaCpp, tokenizer: Tokenizer) -> None:
-        self._path, self._threads = path, threads
-        self._vision, self._decoder, self._tokenizer = vision, decoder, tokenizer
+    def __init__(self, path: str, decoder: LlamaCpp, vision: LlamaVision, tokenizer: Tokenizer) -> None:
+        self._path, self._decoder, self._vision, self._tokenizer = path, decoder, vision, tokenizer
 
     @classmethod
     def load(cls, path: str, threads: int, projector: str, tokenizer: str) -> LlamaChain:
@@ -50,7 +49,7 @@ class LlamaChain:
         from benchmarks.peers.llama_cpp.vision import LlamaVision
 
         decoder = LlamaCpp(path, threads)
-        return cls(path, threads, LlamaVision(projector, decoder, threads), decoder, Tokenizer.from_file(tokenizer))
+        return cls(path, decoder, LlamaVision(projector, decoder, threads), Tokenizer.from_file(tokenizer))
 
     def ask(self, image: str, new: int) -> Asked:
         started = time.perf_counter()
@@ -59,7 +58,7 @@ class LlamaChain:
         return step_times(started, [end for _, end in known], known[0][0])
 
     def answer(self, image: str) -> Iterator[tuple[int, int]]:
-        """Greedy tokens without an end, each beside the number of tokens that the prompt has. Text and image are read apart."""
+        """Greedy tokens without an end, each behind the number of tokens that the prompt has. Text and image are read apart."""
         self._decoder.reset()
         ids = self._tokenizer.encode(prompt(f"{PLACE}\n")).ids
         at = ids.index(self._tokenizer.token_to_id(PLACE))

@@ -20,7 +20,7 @@ from safetensors import safe_open
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-MATRICES = {
+LAYER = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.out_proj": "attn_out",
     "layer_norm1": "ln1", "layer_norm2": "ln2", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down",
 }  # fmt: skip
@@ -69,6 +69,7 @@ def settings(config: dict[str, Any], processor: dict[str, Any]) -> dict[str, Set
         "clip.vision.feed_forward_length": vision["intermediate_size"],
         "clip.vision.projection_dim": config["text_config"]["hidden_size"],
         "clip.vision.block_count": layers,
+        # Without it libmtmd leaves out a layer of those that are there.
         "clip.vision.feature_layer": [layers],
         "clip.vision.attention.head_count": vision["num_attention_heads"],
         "clip.vision.attention.layer_norm_epsilon": float(vision["layer_norm_eps"]),
@@ -81,7 +82,7 @@ def tensor_names(layers: int) -> dict[str, str]:
     """Names in the file by those in the checkpoint, in the file's order."""
     pairs = dict(PAIRS)
     for index in range(layers):
-        for source, target in MATRICES.items():
+        for source, target in LAYER.items():
             pairs[f"vision_tower.encoder.layers.{index}.{source}"] = f"v.blk.{index}.{target}"
     return OTHERS | {f"{a}.{kind}": f"{b}.{kind}" for a, b in pairs.items() for kind in ("weight", "bias")}
 
