@@ -1,4 +1,4 @@
-"""The whole chain side by side on the same random weights: this project, transformers, OpenVINO GenAI and llama.cpp's decoder.
+"""The whole chain side by side on the same random weights: this project, transformers, OpenVINO GenAI and llama.cpp.
 
     python -m benchmarks.shapes make llava-1.1b CHECKPOINT
     vlm-edge export CHECKPOINT BUNDLE && vlm-edge quantize CHECKPOINT BUNDLE --method rtn --target cpu --lm-head int8
@@ -34,7 +34,7 @@ from PIL import Image
 
 from benchmarks.decoder_speed import CHECKED_PROMPT, NEW_TOKENS, PROMPTS, convert
 from benchmarks.encoder_speed import quietly
-from benchmarks.engines import Engine
+from benchmarks.engines import ROOT, Engine
 from benchmarks.peers.chain import Asked
 from benchmarks.peers.decoding import CONTEXT, Facts, Timing
 from benchmarks.peers.openvino.renamed import write_renamed
@@ -56,11 +56,18 @@ NOTES = (
     "transformers at {dtype}",
     "share of bandwidth: what a token reads, weights and KV cache, against what threads reach that only read",
     "TTFT: from an image file and a question, warm; peak: resident memory of the process that did so, mapped files included",
-    "llama.cpp answers no question about an image here: it is built without mtmd (setup.sh), so its peak is its decoder's",
     "half the image tokens: fp32 vision, `--reduce landmark --keep {kept}`, whose answers on documents are as often right as with "
     "every token (visual_tokens.md); the other rows read every token",
     "OpenVINO's vision, prefill and decode go through its Runtime on the files that GenAI reads; a question through VLMPipeline",
     "this project's context is {context} positions, as llama.cpp's; the other engines' caches grow",
+)
+LLAMA_SEES = (
+    "llama.cpp sees through libmtmd, with the order of a LLaVA's class token mended (setup.sh): it pads an image to a square where "
+    "the others crop it, reads text and image in calls of their own, and takes views one by one, as pixels of 8 bits that it "
+    "normalises within the time of its vision"
+)
+LLAMA_BLIND = (
+    "llama.cpp answers no question about an image here: it was built without libmtmd, so its peak is its decoder's"
 )
 
 
@@ -99,6 +106,7 @@ def main(arguments: argparse.Namespace) -> None:
     of = {name: figures(each, NEW_TOKENS, bandwidth) for name, each in found.items()}
     about = _about(arguments)
     notes = [note.format(prompt=CHECKED_PROMPT, dtype=dtype, context=CONTEXT, kept=KEPT) for note in NOTES]
+    notes += [LLAMA_SEES if peer.asks else LLAMA_BLIND for peer in peers if peer.name == LLAMA]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = markdown(found, of, bandwidth, about, notes)
     arguments.out.with_suffix(".md").write_text(text, "utf-8")
@@ -133,8 +141,10 @@ def _peers(arguments: argparse.Namespace, models: Path, dtype: str) -> list[Peer
         if not model.exists():
             command = [str(arguments.llama), "-m", "benchmarks.peers.llama_cpp.convert"]
             convert(arguments.checkpoint, models, command, model, threads, kind)
-        command = [str(arguments.llama), "-m", "benchmarks.peers.llama_cpp.chain", str(model), threads]
-        peers.append(Peer(LLAMA, command, asks=False))
+        sees = _has_mtmd(arguments.llama)
+        eyes = [str(_projector(arguments, models)), str(arguments.checkpoint / "tokenizer.json")] if sees else []
+        command = [str(arguments.llama), "-m", "benchmarks.peers.llama_cpp.chain", str(model), threads, *eyes]
+        peers.append(Peer(LLAMA, command, asks=sees))
     return [peer for peer in peers if not arguments.only or peer.name in arguments.only]
 
 
@@ -178,6 +188,27 @@ def _export_openvino(arguments: argparse.Namespace, model: Path) -> None:
     partial.rename(model)
 
 
+def _has_mtmd(python: Path) -> bool:
+    """Whether an environment's llama.cpp was built with libmtmd."""
+    tried = subprocess.run([str(python), "-c", "import llama_cpp.mtmd_cpp"], check=False, capture_output=True)
+    return tried.returncode == 0
+
+
+def _projector(arguments: argparse.Namespace, models: Path) -> Path:
+    """The tower and the projector as llama.cpp reads them, in fp16."""
+    file = models / "mmproj-f16.gguf"
+    if not file.exists():
+        command = [
+            str(arguments.llama),
+            "-m",
+            "benchmarks.peers.llama_cpp.projector",
+            str(arguments.checkpoint),
+            str(file),
+        ]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=sys.stderr)
+    return file
+
+
 def _torch_dtype(arguments: argparse.Namespace) -> str:
     """fp32 where it fits beside what the machine does, else bf16."""
     if arguments.fp32:
@@ -189,16 +220,20 @@ def _torch_dtype(arguments: argparse.Namespace) -> str:
 def _inputs(checkpoint: Path, work: Path, views: int) -> tuple[tuple[Path, Path], Path]:
     """Two image files, to warm up with and to ask about, and the normalised pixels of so many views.
 
-    Two, because some engines keep what they computed for a prompt and reuse it for one that begins in the same way.
+    Two, because some engines keep what they computed for a prompt and reuse it for one that begins in the same way. Pixels are of
+    8 bits before they are normalised, since llama.cpp takes no others.
     """
     side = json.loads((checkpoint / "config.json").read_text())["vision_config"]["image_size"]
+    processor = json.loads((checkpoint / "preprocessor_config.json").read_text())
     random = np.random.default_rng(0)
     images = work / "warm.png", work / "image.png"
     for path in images:
         small = random.integers(0, 256, (IMAGE_PX[1] // 64, IMAGE_PX[0] // 64, 3), np.uint8)
         Image.fromarray(small).resize(IMAGE_PX, Image.Resampling.BICUBIC).save(path)
     colours, noise = random.normal(size=(views, 3, 1, 1)), random.normal(size=(views, 3, side, side))
-    np.save(work / "pixels.npy", (colours + noise).astype(np.float32))
+    mean, std = (np.reshape(processor[f"image_{name}"], (3, 1, 1)) for name in ("mean", "std"))
+    levels = np.clip(np.rint(255 * ((colours + noise) / 2**0.5 * std + mean)), 0, 255)
+    np.save(work / "pixels.npy", ((levels / 255 - mean) / std).astype(np.float32))
     return images, work / "pixels.npy"
 
 

@@ -13,7 +13,7 @@ from benchmarks.peers.decoding import Facts, Timing
 
 OURS, OURS_FP32, OURS_HALVED, TORCH, OPENVINO, LLAMA = (
     "vlm-edge int8 vision", "vlm-edge fp32 vision", "vlm-edge half the image tokens", "transformers", "OpenVINO GenAI",
-    "llama.cpp decoder",
+    "llama.cpp",
 )  # fmt: skip
 COLORS = {
     OURS: "#0072b2", OURS_FP32: "#56b4e9", OURS_HALVED: "#009e73", TORCH: "#e69f00", OPENVINO: "#d55e00", LLAMA: "#9aa0a6",

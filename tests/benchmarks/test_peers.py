@@ -161,6 +161,28 @@ def test_outputs_that_differ_by_more_than_rounding_are_told() -> None:
     assert compare.disagreements(engines, exact=False) == [f"{OURS} (features 2.1e-01)", f"{LLAMA} (logits nan)"]
 
 
+def test_views_are_pixels_of_8_bits(tmp_path: Path) -> None:
+    mean, std = [0.5, 0.25, 0.5], [0.25, 0.5, 0.125]
+    (tmp_path / "config.json").write_text('{"vision_config": {"image_size": 28}}')
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": std}))
+    (warm, image), file = compare._inputs(tmp_path, tmp_path, 3)
+    pixels = np.load(file)
+    assert (pixels.shape, pixels.dtype) == ((3, 3, 28, 28), np.float32)
+    levels = 255 * (pixels * np.reshape(std, (3, 1, 1)) + np.reshape(mean, (3, 1, 1)))
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+    assert -0.001 <= levels.min() < levels.max() <= 255.001
+    assert np.ptp(pixels[0], (1, 2)).min() > 1
+    assert warm.read_bytes() != image.read_bytes()
+
+
+def test_an_environment_without_libmtmd_is_told_apart(tmp_path: Path) -> None:
+    assert not compare._has_mtmd(Path(sys.executable))
+    seeing = tmp_path / "python"
+    seeing.write_text("#!/bin/sh\nexit 0\n")
+    seeing.chmod(0o755)
+    assert compare._has_mtmd(seeing)
+
+
 class Counting:
     """Its likeliest token is the number of tokens read so far."""
 

@@ -20,34 +20,45 @@ F16_BYTES = 2
 
 
 class LlamaCpp:
-    """One sequence in one context."""
+    """One sequence in one context. model, context: llama.cpp's own handles; batch: the most tokens that it takes in one call."""
 
     def __init__(self, path: str, threads: int) -> None:
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
-        if not self._model:
+        self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = CONTEXT
+        settings.n_ctx = settings.n_batch = self.batch = CONTEXT
         settings.n_threads = settings.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, settings)
-        if not self._context:
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        if not self.context:
             raise SystemExit("llama.cpp has no context to give")
-        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        self.layers = llama_cpp.llama_model_n_layer(self._model)
-        head = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
-        self.cache_width = llama_cpp.llama_model_n_head_kv(self._model) * head
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.layers = llama_cpp.llama_model_n_layer(self.model)
+        self.width = llama_cpp.llama_model_n_embd(self.model)
+        head = self.width // llama_cpp.llama_model_n_head(self.model)
+        self.cache_width = llama_cpp.llama_model_n_head_kv(self.model) * head
 
     def reset(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Append tokens whose logits nobody asks for."""
+        self._decode(ids, last_logits=False)
 
     def forward(self, ids: Sequence[int]) -> np.ndarray:
+        self._decode(ids, last_logits=True)
+        logits = llama_cpp.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocabulary,)).copy()
+
+    def _decode(self, ids: Sequence[int], *, last_logits: bool) -> None:
         tokens = (llama_cpp.llama_token * len(ids))(*ids)
         # A batch made so gives logits for its last token alone.
-        if llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids))):
+        batch = llama_cpp.llama_batch_get_one(tokens, len(ids))
+        if not last_logits:
+            batch.logits = (ctypes.c_int8 * len(ids))()
+        if llama_cpp.llama_decode(self.context, batch):
             raise SystemExit("llama.cpp failed to decode")
-        logits = llama_cpp.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocabulary,)).copy()
 
 
 def facts(path: str, decoder: LlamaCpp) -> Facts:
