@@ -13,16 +13,12 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from benchmarks.campaign import report
-from benchmarks.campaign.kills import MANIFEST, Work, answer_of, different, forked, works
-from tests import buildable
+from benchmarks.campaign.kills import MANIFEST, Work, answer_of, counted, forked, prepared, require_end
 
 WORKS = ("export", "quantize", "build")
 CHANGES = frozenset(
@@ -76,17 +72,14 @@ def campaign(name: str, work: Work, step: int, folder: Path) -> tuple[int, Count
     if forked(watched(work.do, 0, counter), whole, None):
         raise SystemExit(f"{name} fails without being killed")
     answers.add(answer_of(whole))
-    expected, found = work.result(whole), Counter[str]()
+    found = Counter[str]()
     points = range(1, counter.stat().st_size + 1, step)
     for number, point in enumerate(points, start=1):
         work.into(out)
         if forked(watched(work.do, point), out, None) != signal.SIGKILL:
             raise SystemExit(f"{name} did not come to change {point}")
         found[work.check(out, frozenset(answers))] += 1
-        if forked(work.do, out, None):
-            raise SystemExit(f"{name} does not go on from a kill before change {point}")
-        if (result := work.result(out)) != expected:
-            raise SystemExit(f"{name} came to another result behind change {point}: {different(expected, result)}")
+        require_end(name, work, out, whole, after=f"a kill before change {point}")
         shutil.rmtree(out)
         print(f"{name}: {number} of {len(points)}, {dict(found)}", flush=True)
     return len(points), found
@@ -97,18 +90,13 @@ def main() -> None:
     parser.add_argument("--work", choices=WORKS, nargs="+", default=list(WORKS))
     parser.add_argument("--step", type=int, default=1, help="take each STEP-th change")
     given = parser.parse_args()
-    torch.set_num_threads(1)  # a pool of threads does not survive a fork
     rows = []
-    with tempfile.TemporaryDirectory() as name, buildable.quickly():
-        folder = Path(name)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        known = works(folder)
+    with prepared() as (folder, known):
         for kind in given.work:
             place = folder / kind
             place.mkdir()
             points, found = campaign(kind, known[kind], given.step, place)
-            states = ", ".join(f"{state}: {count}" for state, count in found.most_common())
-            rows.append((kind, points, states, f"{points} of {points}"))
+            rows.append((kind, points, counted(found), f"{points} of {points}"))
     about = "Killed before a change to a file: each in turn, then run again without being killed."
     report.write("Kill -9 before every change", ("work", "killed", "found after the kill", "ended with the undisturbed result"),
                  rows, about=about)  # fmt: skip

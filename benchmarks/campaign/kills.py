@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -175,6 +175,38 @@ def different(expected: object, found: object) -> list[object]:
     return [entry for entry in (*one, *other) if (entry in one) != (entry in other)]
 
 
+def require_end(name: str, work: Work, out: Path, whole: Path, *, after: str) -> None:
+    """Let killed work go on to its end; ends the program where that is not what `whole`, made undisturbed, is.
+
+    What differs is kept. after: what has happened, in words.
+    """
+    if forked(work.do, out, None):
+        raise SystemExit(f"{name} does not go on from what {after} left")
+    expected, result = work.result(whole), work.result(out)
+    if result != expected:
+        kept = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        shutil.copytree(whole, kept / "expected")
+        shutil.copytree(out, kept / "found")
+        raise SystemExit(f"{name} came to another result after {after}, kept in {kept}: {different(expected, result)}")
+    if left := [path.name for path in out.glob(".export-*")]:
+        raise SystemExit(f"{name} left {left} behind")
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[tuple[Path, dict[str, Work]]]:
+    """A folder for the time of the block, and the works in it."""
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    with tempfile.TemporaryDirectory() as name, buildable.quickly():
+        folder = Path(name)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        yield folder, works(folder)
+
+
+def counted(found: Counter[str]) -> str:
+    """What was found and how often, for a table."""
+    return ", ".join(f"{state}: {count}" for state, count in found.most_common())
+
+
 def campaign(name: str, work: Work, kills: int, seed: int, folder: Path) -> tuple[int, int, Counter[str]]:
     """How many were killed (a child may end first), how many runs came to the end, and what was found after each kill."""
     whole = folder / "whole"
@@ -182,7 +214,6 @@ def campaign(name: str, work: Work, kills: int, seed: int, folder: Path) -> tupl
     answers = {answer_of(whole)} if (whole / MANIFEST).is_file() else set()
     if forked(work.do, whole, None):
         raise SystemExit(f"{name} fails without being killed")
-    expected = work.result(whole)
     answers |= {answer_of(whole)} if (whole / MANIFEST).is_file() else set()
     again = folder / "measured"
     work.into(again)
@@ -200,15 +231,7 @@ def campaign(name: str, work: Work, kills: int, seed: int, folder: Path) -> tupl
                 raise SystemExit(f"{name} failed on what a kill had left")
             killed += status == signal.SIGKILL
             found[work.check(out, frozenset(answers))] += 1
-        if forked(work.do, out, None):
-            raise SystemExit(f"{name} does not go on from what {KILLS_IN_ROW} kills have left")
-        if (result := work.result(out)) != expected:
-            kept = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-            shutil.copytree(whole, kept / "expected")
-            shutil.copytree(out, kept / "found")
-            raise SystemExit(f"{name} came to another result, kept in {kept}: {different(expected, result)}")
-        if left := [path.name for path in out.glob(".export-*")]:
-            raise SystemExit(f"{name} left {left} behind")
+        require_end(name, work, out, whole, after=f"{KILLS_IN_ROW} kills")
         finished += 1
         print(f"{name}: {killed} killed, {finished} ended right, {dict(found)}", flush=True)
         shutil.rmtree(out)
@@ -221,12 +244,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", choices=WORKS, nargs="+", default=list(WORKS))
     given = parser.parse_args()
-    torch.set_num_threads(1)  # a pool of threads does not survive a fork
     rows = []
-    with tempfile.TemporaryDirectory() as name, buildable.quickly():
-        folder = Path(name)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        known = works(folder)
+    with prepared() as (folder, known):
         export_model(
             folder / "tiny-llava", folder / "warm", ExportOptions(dtype="int8", threads=1)
         )  # the exporter's one run
@@ -234,8 +253,7 @@ def main() -> None:
             place = folder / kind
             place.mkdir()
             killed, finished, found = campaign(kind, known[kind], -(-given.count // len(given.work)), given.seed, place)
-            states = ", ".join(f"{state}: {count}" for state, count in found.most_common())
-            rows.append((kind, killed, states, f"{finished} of {finished}"))
+            rows.append((kind, killed, counted(found), f"{finished} of {finished}"))
     head = ("work", "killed", "found after a kill (a child may have ended first)", "ended with the undisturbed result")
     report.write("Kill -9", head, rows, about="Tiny LLaVA checkpoint, forked children, random moments.")
 

@@ -112,6 +112,8 @@ def export_int4(job: Int4Job, stage: Path, on_note: Any) -> Int4Decoder:
     _require_exact(job, exact, logits, graph, references)
     release()
     parity, report = _as_it_runs(job, graph, embeds, positions, logits, exact)
+    if report["as_run"] is not None:
+        report["loaded_bytes"] = _loaded_bytes(job, graph)
     component = f"{COMPONENT}/{job.target}"
     scales: tuple[Staged, ...] = ()
     if job.kv_cache != "auto":
@@ -288,13 +290,12 @@ def _as_it_runs(
     if parity.ok or job.settings.accuracy_level == EXACT:
         require(parity, remedy="report the model; --target none writes the AWQ checkpoint alone")
         level = "int8" if job.settings.accuracy_level == INT8_ACTIVATIONS else "float"
-        return parity, {"activations": level, "as_run": summary, "loaded_bytes": _loaded_bytes(job, graph)}
+        return parity, {"activations": level, "as_run": summary}
     int4_decoder.set_accuracy(graph, EXACT)
     rows = _rows(job, graph, embeds, positions, mapped=False)
     parity = _parity(job, rows, logits, "int4")
     require(parity, remedy="report the model; --target none writes the AWQ checkpoint alone")
-    found = {"activations": "float", "as_run": _summary(job, rows, logits), "int8_activations": summary}
-    return parity, {**found, "loaded_bytes": _loaded_bytes(job, graph)}
+    return parity, {"activations": "float", "as_run": _summary(job, rows, logits), "int8_activations": summary}
 
 
 def _quantize_cache(
